@@ -1,0 +1,1 @@
+"""Rule-based rewards (spec §3): pure functions of a trajectory."""
