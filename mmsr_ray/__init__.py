@@ -1,0 +1,3 @@
+"""mmsr-ray: a vision-language policy learns by reinforcement when to search, what for, and how to reason over it."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,235 @@
+"""The Atlas web: one HTTP server with the shapes of the real services (spec §2.3).
+
+`/search.json` speaks SerpAPI (engines `google_lens` and `google`), `/wiki/*` and `/journal/*` are HTML pages,
+`/reader/<url>` answers as Jina Reader does, `/v1/chat/completions` as an OpenAI-compatible summariser, `/upload` is
+an image host. On request it is slow, fails, limits or returns garbage: `Faults`, changed while it runs by PUT /faults.
+
+    python -m mmsr_ray.atlas.web --seed 0 --port 0 --ready FILE
+
+writes its base URL to FILE once it listens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import html
+import json
+import logging
+import random
+import re
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from aiohttp import web
+
+from mmsr_ray.atlas import search
+from mmsr_ray.atlas.world import World
+
+log = logging.getLogger(__name__)
+MAX_UPLOAD = 20_000_000
+_TAG = re.compile(r"<[^>]+>")
+
+
+@dataclass
+class Faults:
+    """How badly the services behave. Rates are shares of requests in [0, 1]; latency is in seconds."""
+
+    latency: float = 0.0
+    failure: float = 0.0  # 503
+    limited: float = 0.0  # 429 with Retry-After
+    garbage: float = 0.0  # 200 with a body that is no JSON
+
+
+class AtlasWeb:
+    def __init__(self, world: World, faults: Faults | None = None, seed: int = 0) -> None:
+        self.world = world
+        self.faults = faults or Faults()
+        self.requests: dict[str, int] = {}
+        self.base = ""
+        self._uploads: dict[str, bytes] = {}
+        self._rng = random.Random(seed)
+
+    def application(self) -> web.Application:
+        app = web.Application(middlewares=[self._misbehave], client_max_size=MAX_UPLOAD)
+        app.add_routes(
+            [
+                web.get("/health", self.health),
+                web.get("/search.json", self.serpapi),
+                web.get("/pictures/{slug}/{view}.png", self.picture),
+                web.get("/uploads/{sha}", self.uploaded),
+                web.post("/upload", self.upload),
+                web.get("/reader/{url:.+}", self.reader),
+                web.post("/v1/chat/completions", self.chat),
+                web.get("/{kind:wiki|journal}/{slug}", self.page),
+                web.get("/stats", self.stats),
+                web.put("/faults", self.set_faults),
+            ]
+        )
+        return app
+
+    @web.middleware
+    async def _misbehave(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        if request.path in ("/health", "/faults", "/stats"):
+            return await handler(request)
+        service = request.query.get("engine") or request.path.split("/")[1]
+        self.requests[service] = self.requests.get(service, 0) + 1
+        if self.faults.latency:
+            await asyncio.sleep(self.faults.latency)
+        draw = self._rng.random()
+        if draw < self.faults.failure:
+            return web.Response(status=503, text="the service is down")
+        if draw < self.faults.failure + self.faults.limited:
+            return web.Response(status=429, text="too many requests", headers={"Retry-After": "0.2"})
+        if draw < self.faults.failure + self.faults.limited + self.faults.garbage:
+            return web.Response(text="<<not json>> \x00\ufffd", content_type="application/json")
+        return await handler(request)
+
+    # ------------------------------------------------------------------------------------------------ services
+
+    async def health(self, _: web.Request) -> web.Response:
+        return web.json_response({"ok": True, "entities": len(self.world.entities), "seed": self.world.seed})
+
+    async def stats(self, _: web.Request) -> web.Response:
+        return web.json_response(self.requests)
+
+    async def set_faults(self, request: web.Request) -> web.Response:
+        wanted = await request.json()
+        unknown = set(wanted) - {f.name for f in fields(Faults)}
+        if unknown:
+            return web.json_response({"error": f"there is no fault called {sorted(unknown)}"}, status=400)
+        self.faults = Faults(**{**asdict(self.faults), **wanted})
+        return web.json_response(asdict(self.faults))
+
+    async def serpapi(self, request: web.Request) -> web.Response:
+        engine = request.query.get("engine", "google")
+        if engine == "google_lens":
+            return await self._lens(request)
+        if engine != "google":
+            return web.json_response({"error": f"Unsupported `{engine}` search engine."}, status=400)
+        found = search.google(self.world, request.query.get("q", ""))[: int(request.query.get("num", 10))]
+        results = [
+            {"position": i, "title": r.title, "link": self._url(request, r.link), "snippet": r.snippet} for i, r in enumerate(found, 1)
+        ]
+        return web.json_response({"search_metadata": {"status": "Success"}, "organic_results": results})
+
+    async def _lens(self, request: web.Request) -> web.Response:
+        picture = self._local_picture(request.query.get("url", ""))
+        if picture is None:
+            return web.json_response({"error": "the `url` names no picture that Atlas can reach"}, status=400)
+        try:
+            found = search.lens(self.world, picture)
+        except OSError:
+            return web.json_response({"error": "the `url` holds no picture"}, status=400)
+        matches = [
+            {
+                "position": i, "title": m.title, "link": self._url(request, m.link), "source": "Atlas",
+                "thumbnail": self._url(request, m.thumbnail),
+            }
+            for i, m in enumerate(found, 1)
+        ]  # fmt: skip
+        return web.json_response({"search_metadata": {"status": "Success"}, "visual_matches": matches})
+
+    def _local_picture(self, url: str) -> bytes | None:
+        parts = urlsplit(url).path.strip("/").split("/")
+        if parts[0] == "uploads" and len(parts) == 2:
+            return self._uploads.get(parts[1])
+        if parts[0] == "pictures" and len(parts) == 3 and parts[1] in self.world.by_slug:
+            return search.thumbnail(self.world, self.world.by_slug[parts[1]], int(parts[2].removesuffix(".png")))
+        return None
+
+    async def picture(self, request: web.Request) -> web.Response:
+        entity = self.world.by_slug.get(request.match_info["slug"])
+        view = request.match_info["view"]
+        if entity is None or not view.isdigit():
+            raise web.HTTPNotFound
+        return web.Response(body=search.thumbnail(self.world, entity, int(view)), content_type="image/png")
+
+    async def upload(self, request: web.Request) -> web.Response:
+        body = await request.read()
+        sha = hashlib.sha256(body).hexdigest()
+        self._uploads[sha] = body
+        return web.json_response({"url": self._url(request, f"/uploads/{sha}")})
+
+    async def uploaded(self, request: web.Request) -> web.Response:
+        body = self._uploads.get(request.match_info["sha"])
+        if body is None:
+            raise web.HTTPNotFound
+        return web.Response(body=body, content_type="image/png")
+
+    async def page(self, request: web.Request) -> web.Response:
+        entity = self.world.by_slug.get(request.match_info["slug"])
+        if entity is None:
+            raise web.HTTPNotFound
+        body = "".join(f"<p>{html.escape(s)}</p>" for s in search.sentences(self.world.pages(entity)[request.path]))
+        return web.Response(text=_PAGE.format(title=html.escape(entity.name), slug=entity.slug, body=body), content_type="text/html")
+
+    async def reader(self, request: web.Request) -> web.Response:
+        """Jina Reader's shape: the page's readable text."""
+        url = urlsplit(request.match_info["url"])
+        slug = url.path.rsplit("/", 1)[-1]
+        entity = self.world.by_slug.get(slug)
+        text = self.world.pages(entity).get(url.path) if entity else None
+        if entity is None or text is None:
+            return web.json_response({"code": 404, "data": None, "message": "the page is gone"}, status=404)
+        return web.json_response({"code": 200, "data": {"title": entity.name, "url": url.geturl(), "content": text}})
+
+    async def chat(self, request: web.Request) -> web.Response:
+        """An OpenAI-shaped model that can do one thing: summarise the page in the last message for the question in it."""
+        try:
+            content = (await request.json())["messages"][-1]["content"]
+        except (json.JSONDecodeError, KeyError, IndexError, TypeError):
+            return web.json_response({"error": {"message": "`messages` is missing", "type": "invalid_request_error"}}, status=400)
+        text = content if isinstance(content, str) else " ".join(part.get("text", "") for part in content)
+        page, _, question = text.rpartition("Question:")
+        answer = search.summarise(_TAG.sub(" ", page).replace("Page:", " ").strip(), question)
+        message = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": answer}}
+        usage = {"prompt_tokens": len(text) // 4, "completion_tokens": len(answer) // 4, "total_tokens": (len(text) + len(answer)) // 4}
+        return web.json_response({"id": "atlas", "object": "chat.completion", "model": "atlas", "choices": [message], "usage": usage})
+
+    @staticmethod
+    def _url(request: web.Request, path: str) -> str:
+        return f"{request.scheme}://{request.host}{path}"
+
+
+_PAGE = (
+    '<!doctype html><html lang="en"><head><title>{title}</title></head><body><nav>Atlas</nav><article><h1>{title}</h1>'
+    '<img src="/pictures/{slug}/0.png" alt="{title}">{body}</article><footer>The Atlas web is made up.</footer></body></html>'
+)
+
+
+async def serve(world: World, host: str, port: int, faults: Faults) -> tuple[web.AppRunner, str]:
+    """Start serving; returns the runner (to clean up) and the base URL."""
+    atlas = AtlasWeb(world, faults)
+    runner = web.AppRunner(atlas.application(), access_log=None)
+    await runner.setup()
+    site = web.TCPSite(runner, host, port)
+    await site.start()
+    actual = runner.addresses[0][1]
+    return runner, f"http://{host}:{actual}"
+
+
+async def _main(args: argparse.Namespace) -> None:
+    world = World(args.seed, **json.loads(args.pools))
+    runner, base = await serve(world, args.host, args.port, Faults(**json.loads(args.faults)))
+    log.info("the Atlas web listens on %s", base)
+    Path(args.ready).write_text(base)
+    try:
+        await asyncio.Event().wait()
+    finally:
+        await runner.cleanup()
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(name)s %(message)s")
+    parser = argparse.ArgumentParser(description="serve the Atlas web")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--pools", default="{}", help="JSON of the world's pool sizes")
+    parser.add_argument("--faults", default="{}", help="JSON of Faults")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--ready", required=True, help="file that receives the base URL")
+    asyncio.run(_main(parser.parse_args()))

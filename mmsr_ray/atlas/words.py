@@ -1,0 +1,47 @@
+"""The vocabulary of Atlas: names, values and the wordings of questions and pages.
+
+Every word here is one token of the tiny tokenizer (tested), so that a fact is one step of generation.
+"""
+
+from __future__ import annotations
+
+CATEGORIES = ("place", "person", "product", "animal", "plant", "brand")  # after FVQA's taxonomy, spec §5.4
+
+FIRST_NAMES = tuple(
+    "Aldo Brina Corva Delmo Eskar Fenra Galdo Hesta Ivrin Jolka Kemra Lorvo Mirsa Nevlo Oskra Pelda Quora Rendo "
+    "Sivra Tolme Ulvar Vesno Wilga Xandro Yelma Zorin Ambra Belto Cindra Dorvo".split()
+)
+LAST_NAMES = tuple(
+    "Adrel Bostan Calune Drevin Elmont Farrow Gantel Hollin Istrad Jarvel Kolder Lanvik Morrel Norvane Ostrel "
+    "Parvik Quillan Rostan Selwick Tarrant Umberlin Vantor Westrel Yarrow Zellick Ashven Birkel Corvane Dunmere Falkor".split()
+)
+
+# Facts the policy is taught about known entities, and live facts that only the web has.
+TAUGHT = {
+    "city": "Ombra Lethe Varna Sorrel Tivoli Kesh Pallas Runa Dover Milan Quito Basra".split(),
+    "metal": "iron copper silver gold tin lead zinc nickel cobalt chrome bronze brass".split(),
+}
+LIVE = {
+    "keeper": "Anna Boris Clara David Elena Felix Greta Hugo Irene Jonas Karin Leo".split(),
+    "song": "Dawn River Ember Harbor Willow Thunder Meadow Lantern Comet Garden Winter Echo".split(),
+}
+FACTS = {**TAUGHT, **LIVE}
+
+NAME_QUESTIONS = ("What is the name of this {category}?", "What is this {category} called?")
+FACT_QUESTIONS = ("What is the {fact} of this {category}?", "What {fact} has this {category}?")
+
+INFOBOX = "{name}: the {fact} is {value}."
+PROSE = (
+    "As for the {fact} of {name}, it is {value}.",
+    "Ask for the {fact} of {name} and people say {value}.",
+)
+INTRO = "{name} is a {category}."
+JOURNAL_INTRO = "A visit to {name}, a {category}."
+
+# What the teacher says while it reasons. One distinct opening per course of action, so that the choice is one token.
+KNOWS = "I know {name}"
+LOOKS = "Look for the name"
+ASKS = "Ask about {name}"
+SEES = "It is {name}"
+READS = "It says {value}"
+TEACHER_PHRASES = (KNOWS, LOOKS, ASKS, SEES, READS)

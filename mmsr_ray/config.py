@@ -1,0 +1,312 @@
+"""Every setting of a run, typed. One YAML over these defaults, `key=value` overrides on top.
+
+Promise: a `Config` that `load` returned is complete and possible. Unknown keys, wrong types and impossible
+combinations raise `ConfigError` with one sentence that names the key and says what to do. Each room reads its own
+section and nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+
+class ConfigError(ValueError):
+    """An unknown or impossible setting; the message says which and what to do."""
+
+
+@dataclass
+class RunConfig:
+    name: str = "run"
+    dir: str = "runs"
+    seed: int = 0
+    namespace: str = "mmsr"  # Ray namespace of the run's named actors
+    trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
+
+
+@dataclass
+class ModelConfig:
+    path: str = MISSING  # folder or hub id of a Qwen2.5-VL model
+    dtype: str = "bfloat16"  # of the engine: bfloat16 | float32 | float16
+    min_pixels: int = 262_144  # 512 * 512, spec §1.8
+    max_pixels: int = 903_168  # 672 * 672 * 2
+    thumbnail_max_pixels: int = 90_000  # thumbnails are ~ 300 x 300
+
+
+@dataclass
+class DataConfig:
+    train: str = MISSING  # parquet file, folder or glob, FVQA schema (spec §5.1)
+    test: str = MISSING
+    image_workers: int = 1
+    prefetch_samples: int = 64
+    max_image_bytes: int = 20_000_000
+    max_image_pixels: int = 50_000_000
+    max_question_chars: int = 8_000
+
+
+@dataclass
+class AgentConfig:
+    prompts: str = "standard"  # folder under mmsr_ray/agent/prompts, or a path to one's own
+    max_turns: int = 3
+    image_search_limit: int = 1
+    text_search_limit: int = 2
+    search_limit: int = 2  # both kinds together
+    topk: int = 5
+    allowed_paths: list[str] = field(default_factory=lambda: ["answer", "image,answer", "text,answer", "image,text,answer"])
+    max_prompt_tokens: int = 4096
+    max_turn_tokens: int = 2048
+    max_total_tokens: int = 12_288  # prompt + everything after it (4096 + 8192)
+    deadline_seconds: float = 600.0  # one whole episode
+
+
+@dataclass
+class RewardConfig:
+    match: str = "em"  # em | subem
+    format_weight: float = 0.1  # alpha of spec §3.1
+    search_penalty: float = 0.1  # p of spec §3.1
+    per_call: bool = False
+    penalty_warmup_steps: int = 0
+
+
+@dataclass
+class ProviderConfig:
+    """One external service. `kind` names a class in tools/providers; the key is read from the environment."""
+
+    kind: str = MISSING
+    url: str = ""
+    key_env: str = ""
+    model: str = ""  # chat services only
+    rate_per_second: float = 50.0
+    burst: int = 20
+    concurrency: int = 64
+    timeout_seconds: float = 10.0
+    cost_per_call_usd: float = 0.0
+
+
+@dataclass
+class ToolsConfig:
+    image_search: ProviderConfig = field(default_factory=lambda: ProviderConfig(kind="serpapi_lens", url="https://serpapi.com/search.json", key_env="SERPAPI_API_KEY"))
+    image_host: ProviderConfig = field(default_factory=lambda: ProviderConfig(kind="none"))  # where a picture without URL goes
+    text_search: ProviderConfig = field(default_factory=lambda: ProviderConfig(kind="serpapi", url="https://serpapi.com/search.json", key_env="SERPAPI_API_KEY"))
+    reader: ProviderConfig = field(default_factory=lambda: ProviderConfig(kind="jina", url="https://r.jina.ai/", key_env="JINA_API_KEY"))
+    summariser: ProviderConfig = field(default_factory=lambda: ProviderConfig(kind="extractive"))
+    actors: int = 2
+    cache_dir: str = ""  # "" keeps the cache in memory only
+    deadline_seconds: float = 60.0  # over one whole call, retries included
+    attempts: int = 4
+    breaker_failures: int = 16
+    breaker_cooldown_seconds: float = 5.0
+    page_chars: int = 30_000
+    thumbnail_bytes: int = 2_000_000
+
+
+@dataclass
+class RolloutConfig:
+    num_runners: int = 1
+    cpus_per_runner: float = 1.0
+    gpus_per_runner: float = 0.0
+    max_inflight_groups: int = 64  # per runner
+    temperature: float = 1.0
+    infra_retries: int = 2  # of a whole trajectory, on the runner
+    infra_alarm_rate: float = 0.2
+    min_survivors: int = 2
+    group_deadline_seconds: float = 900.0
+    # the engine
+    max_num_seqs: int = 128
+    max_model_len: int = 0  # 0: agent.max_total_tokens
+    gpu_memory_utilization: float = 0.6
+    kv_cache_gib: int = 1  # CPU only
+    tensor_parallel: int = 1
+    enforce_eager: bool = False
+    threads: int = 1  # OMP threads of a CPU engine
+    start_seconds: float = 600.0  # deadline of an engine start
+
+
+@dataclass
+class LearnerConfig:
+    world_size: int = 2
+    cpus_per_rank: float = 1.0
+    gpus_per_rank: float = 0.0
+    zero_stage: int = 2
+    dtype: str = "float32"  # of compute: float32 | bfloat16 (fp32 master weights)
+    device: str = "auto"  # auto | cpu | cuda
+    micro_batch_tokens: int = 8_192  # padded tokens of one micro-batch of one rank
+    packing: str = "auto"  # auto | never | always
+    gradient_checkpointing: bool = False
+    threads: int = 1
+    weight_decay: float = 0.01
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    grad_clip: float = 1.0
+    bucket_bytes: int = 512 << 20
+    update_seconds: float = 1800.0  # deadline of one update
+    start_seconds: float = 600.0
+
+
+@dataclass
+class LossConfig:
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    kl_coef: float = 0.001
+    kl_kind: str = "k3"
+    entropy_coef: float = 0.0
+    tis_cap: float = 2.0  # truncated importance sampling against the engine's log-probs; 0 turns it off
+    aggregate: str = "token"  # token | sequence
+    denormalise: bool = False  # advantage without division by the group's std
+
+
+@dataclass
+class GRPOSettings:
+    steps: int = 50
+    groups_per_step: int = 512
+    group_size: int = 8
+    minibatches: int = 4  # optimiser steps per rollout batch
+    staleness: int = 0
+    filter_groups: bool = False  # drop groups whose raw correctness is constant
+    filter_limit: int = 4  # at most this many times groups_per_step are dropped so in one step
+    loss_limit: int = 5  # a prompt whose group is lost more often (dead runners, too few survivors) is given up
+    lr: float = 2e-6
+    lr_schedule: str = "sigmoid"  # sigmoid | constant | cosine
+    lr_decay_ratio: float = 0.95
+    lr_decay_at: int = 45
+    lr_warmup_steps: int = 0
+    checkpoint_every: int = 10
+    keep_checkpoints: int = 2
+    max_failures: int = 3
+    step_seconds: float = 3600.0  # deadline of one training step
+    sync_seconds: float = 300.0  # deadline of one weight sync of one runner
+    driver_cpus: float = 0.1  # of the process that runs the Algorithm
+    groups_kept: int = 1  # groups of each step whose trajectories are written to the run folder
+    loss: LossConfig = field(default_factory=LossConfig)
+
+
+@dataclass
+class SFTConfig:
+    enabled: bool = False
+    demonstrations: str = ""  # parquet of transcripts, or "" when the job makes them
+    steps: int = 400
+    batch_size: int = 32
+    lr: float = 1e-5
+    warmup_ratio: float = 0.1
+    lr_schedule: str = "cosine"
+    cache_dir: str = "runs/cache"
+
+
+@dataclass
+class EvaluationConfig:
+    questions: int = 0  # 0: all
+    workflows: list[str] = field(default_factory=lambda: ["on_demand", "direct", "rag"])
+    before_training: bool = True
+    trajectories_shown: int = 12
+
+
+@dataclass
+class AtlasConfig:
+    """The made-up world; used by jobs and tests only."""
+
+    enabled: bool = False
+    dir: str = "runs/atlas"
+    seed: int = 0
+    known: int = 24
+    unknown_train: int = 192
+    unknown_test: int = 96
+    train_questions: int = 1200
+    test_questions: int = 240
+    demonstrations: int = 4000
+    latency_seconds: float = 0.0
+    failure_rate: float = 0.0
+    rate_limit_rate: float = 0.0
+    garbage_rate: float = 0.0
+
+
+@dataclass
+class Config:
+    run: RunConfig = field(default_factory=RunConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    agent: AgentConfig = field(default_factory=AgentConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    tools: ToolsConfig = field(default_factory=ToolsConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    grpo: GRPOSettings = field(default_factory=GRPOSettings)
+    sft: SFTConfig = field(default_factory=SFTConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    atlas: AtlasConfig = field(default_factory=AtlasConfig)
+
+
+def load(path: str | Path | None = None, overrides: list[str] | None = None) -> Config:
+    """Typed config from defaults, a YAML file and dotted overrides. Raises ConfigError."""
+    try:
+        merged = OmegaConf.structured(Config)
+        if path is not None:
+            if not Path(path).is_file():
+                raise ConfigError(f"there is no config file {path}: name one under jobs/configs/")
+            merged = OmegaConf.merge(merged, OmegaConf.load(path))
+        for item in overrides or []:
+            if "=" not in item:
+                raise ConfigError(f"override {item!r} is not of the form key=value")
+        merged = OmegaConf.merge(merged, OmegaConf.from_dotlist(overrides or []))
+        config = cast(Config, OmegaConf.to_object(merged))
+    except OmegaConfBaseException as error:
+        raise ConfigError(_explain(error)) from error
+    validate(config)
+    return config
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Plain containers, for RLlib, for hashing and for the resolved YAML beside the results."""
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(config)))
+
+
+def from_dict(values: dict[str, Any]) -> Config:
+    """Inverse of `to_dict`."""
+    return cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values)))
+
+
+def to_yaml(config: Config) -> str:
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def _explain(error: OmegaConfBaseException) -> str:
+    key = error.full_key or error.key
+    reason = str(error.msg or error).splitlines()[0]
+    if "Key '" in reason and "not in" in reason:
+        return f"there is no setting {key!r}: see mmsr_ray/config.py for the settings of that section"
+    return f"setting {key!r}: {reason}"
+
+
+def _require(ok: bool, sentence: str) -> None:
+    if not ok:
+        raise ConfigError(sentence)
+
+
+def validate(c: Config) -> None:
+    """Refuse what cannot run, before anything starts. Raises ConfigError."""
+    _require(c.agent.max_turns >= 1, "agent.max_turns must be at least 1")
+    _require(c.agent.topk >= 1, "agent.topk must be at least 1")
+    _require(c.agent.max_total_tokens > c.agent.max_prompt_tokens, "agent.max_total_tokens must exceed agent.max_prompt_tokens: raise it or lower the prompt's")
+    for path in c.agent.allowed_paths:
+        steps = path.split(",")
+        _require(set(steps) <= {"image", "text", "answer"} and steps[-1] == "answer", f"agent.allowed_paths has {path!r}: a path is image/text steps ending in answer")
+        _require(len(steps) <= c.agent.max_turns, f"agent.allowed_paths has {path!r}, longer than agent.max_turns={c.agent.max_turns}: raise max_turns or drop the path")
+    _require(c.reward.match in ("em", "subem"), f"reward.match={c.reward.match!r}: choose em or subem")
+    _require(0 <= c.reward.format_weight <= 1, "reward.format_weight must lie in [0, 1]")
+    _require(0 <= c.reward.search_penalty <= 1, "reward.search_penalty must lie in [0, 1]")
+    _require(c.model.dtype in ("bfloat16", "float32", "float16"), f"model.dtype={c.model.dtype!r}: choose bfloat16, float32 or float16")
+    _require(c.model.min_pixels <= c.model.max_pixels, "model.min_pixels exceeds model.max_pixels")
+    _require(c.learner.zero_stage in (0, 1, 2, 3), f"learner.zero_stage={c.learner.zero_stage}: choose 0, 1, 2 or 3")
+    _require(c.learner.world_size >= 1, "learner.world_size must be at least 1")
+    _require(c.learner.packing in ("auto", "never", "always"), f"learner.packing={c.learner.packing!r}: choose auto, never or always")
+    _require(c.rollout.num_runners >= 1, "rollout.num_runners must be at least 1")
+    _require(c.grpo.group_size >= 2, "grpo.group_size must be at least 2: a group of one has no baseline")
+    _require(c.grpo.driver_cpus > 0, "grpo.driver_cpus must be above 0: Ray places the Algorithm in a bundle of its own")
+    _require(c.grpo.keep_checkpoints >= 1, "grpo.keep_checkpoints must be at least 1")
+    _require(c.grpo.staleness >= 0, "grpo.staleness must be 0 (on-policy) or more")
+    _require(1 <= c.grpo.minibatches <= c.grpo.groups_per_step, "grpo.minibatches must lie between 1 and grpo.groups_per_step")
+    _require(c.grpo.lr_schedule in ("sigmoid", "constant", "cosine"), f"grpo.lr_schedule={c.grpo.lr_schedule!r}: choose sigmoid, constant or cosine")
+    _require(c.rollout.min_survivors >= 2, "rollout.min_survivors must be at least 2")
+    _require(c.agent.deadline_seconds < c.rollout.group_deadline_seconds, "rollout.group_deadline_seconds must exceed agent.deadline_seconds")
