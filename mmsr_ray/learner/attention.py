@@ -1,0 +1,104 @@
+"""Attention over rows of unequal length, for the text tower (causal) and the vision tower (full).
+
+Promise: a token attends within its own sequence only, and no attention mask is ever built. Registered with
+transformers under `NAME`; the name contains "flash" because transformers then hands over `cu_seq_lens_q` in both
+towers instead of looping over the pieces in Python itself.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+try:  # torch >= 2.10
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:
+    varlen_attn = None
+
+NAME = "mmsr_flash_varlen"
+
+
+def attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    is_causal: bool | None = None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    max_length_q: int | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """The signature transformers calls: query [B, H, L, D], key and value [B, H_kv, L, D] -> [B, L, H, D].
+
+    Without `cu_seq_lens_q` every row of the batch is one sequence; with it (int32 [n + 1]) the batch is one row of n
+    sequences end to end.
+    """
+    if attention_mask is not None:
+        raise ValueError("rows are padded on the right or packed: an attention mask has no place here")
+    causal = module.is_causal if is_causal is None else is_causal
+    if cu_seq_lens_q is None:
+        out = _dense(query, key, value, scaling, causal)
+        return out.transpose(1, 2), None
+    if varlen_attn is not None and query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
+        out = _fused(query, key, value, scaling, causal, cu_seq_lens_q, max_length_q)
+        return out.unsqueeze(0), None
+    return _grouped(query, key, value, scaling, causal, cu_seq_lens_q), None
+
+
+def _dense(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, causal: bool) -> torch.Tensor:
+    grouped = key.shape[1] != query.shape[1]
+    return scaled_dot_product_attention(query, key, value, is_causal=causal, scale=scaling, enable_gqa=grouped)
+
+
+def _fused(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, causal: bool, cu: torch.Tensor, longest: int | None
+) -> torch.Tensor:
+    """Flash attention over the packed row: [1, H, T, D] -> [T, H, D]."""
+    assert varlen_attn is not None
+    cu = cu.to(device=query.device, dtype=torch.int32)
+    longest = int((cu[1:] - cu[:-1]).max()) if longest is None else int(longest)
+    q, k, v = (x.squeeze(0).transpose(0, 1).contiguous() for x in (query, key, value))
+    if k.shape[1] != q.shape[1]:  # repeated rather than enable_gqa, which older releases lack
+        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+    out = varlen_attn(q, k, v, cu, cu, longest, longest, scale=scaling, window_size=(-1, 0) if causal else (-1, -1))
+    return out[0] if isinstance(out, tuple) else out
+
+
+def _grouped(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, causal: bool, cu: torch.Tensor
+) -> torch.Tensor:
+    """Sequences of one length at a time, as a batch: few calls where lengths repeat. [1, H, T, D] -> [1, T, H, D]."""
+    bounds = cu.tolist()
+    of_length: dict[int, list[int]] = {}
+    for start, end in itertools.pairwise(bounds):
+        if end > start:
+            of_length.setdefault(end - start, []).append(start)
+    q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))  # [T, H, D]
+    if len(of_length) == 1:  # contiguous and equal: a view is enough
+        ((length, starts),) = of_length.items()
+        parts = (x.unflatten(0, (len(starts), length)).transpose(1, 2) for x in (q, k, v))
+        return _dense(*parts, scaling, causal).transpose(1, 2).flatten(0, 1).unsqueeze(0)
+    pieces, order = [], []
+    for length, starts in of_length.items():
+        index = (torch.tensor(starts)[:, None] + torch.arange(length)).to(q.device)
+        part = _dense(*(x[index.flatten()].unflatten(0, index.shape).transpose(1, 2) for x in (q, k, v)), scaling, causal)
+        pieces.append(part.transpose(1, 2).flatten(0, 1))
+        order.append(index.flatten())
+    back = torch.argsort(torch.cat(order))
+    return torch.cat(pieces)[back].unsqueeze(0)
+
+
+def use(model: torch.nn.Module) -> None:
+    """Make a transformers model use `attend` in all its towers."""
+    ALL_ATTENTION_FUNCTIONS.register(NAME, attend)
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if config is not None:
+            config._attn_implementation = NAME

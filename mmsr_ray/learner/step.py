@@ -1,0 +1,110 @@
+"""What one micro-batch contributes to one optimiser step: the part of an update that knows no ranks.
+
+Promise: the sum of `contribution(...).loss` over all micro-batches of a mini-batch is that mini-batch's loss. A loop
+that calls it and `backward()` for every portion, then steps, trains exactly as the DeepSpeed ranks do; `fit` is that
+loop for one process with torch alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+
+from mmsr_ray.config import LossConfig
+from mmsr_ray.learner.batch import MicroBatch, Row, collate
+from mmsr_ray.learner.losses import LossInputs, LossOutputs, grpo_loss, sft_loss, token_weights
+from mmsr_ray.learner.model import Policy
+from mmsr_ray.learner.pictures import PatchCache
+from mmsr_ray.learner.plan import Item, MiniBatch, Portion, UpdatePlan
+
+RowOf = Callable[[Item], Row]
+
+
+def collate_portion(portion: Portion, row_of: RowOf, policy: Policy, cache: PatchCache) -> MicroBatch:
+    """Tensors of one portion, on the CPU."""
+    return collate([row_of(item) for item in portion.items], packed=portion.packed, ids=policy.token_ids, cache=cache)
+
+
+def score(policy: torch.nn.Module, batch: MicroBatch, temperature: float) -> torch.Tensor:
+    """Log-probs of the batch's sampled tokens without gradient: float32 [S]."""
+    with torch.no_grad():
+        return policy(batch, temperature).logprobs
+
+
+def contribution(
+    policy: torch.nn.Module,
+    batch: MicroBatch,
+    mini: MiniBatch,
+    *,
+    loss: str,
+    config: LossConfig,
+    temperature: float,
+    old: torch.Tensor | None = None,
+    reference: torch.Tensor | None = None,
+) -> LossOutputs:
+    """This micro-batch's share of the mini-batch's loss, with gradient.
+
+    Args:
+        policy: a Policy, or an engine that wraps one.
+        loss: "grpo" or "sft".
+        temperature: the rollout's; sft always scores at 1.
+        old: float32 [S], log-probs at the start of the update; None when this step is the first of its update, where
+            they equal the current ones.
+        reference: float32 [S], log-probs of the frozen model; None leaves the KL term out.
+    """
+    if loss not in ("grpo", "sft"):
+        raise ValueError(f"loss {loss!r}: choose grpo or sft")
+    sft = loss == "sft"
+    output = policy(batch, 1.0 if sft else temperature, with_entropy=not sft)
+    weights = token_weights(
+        batch.row_of_token,
+        batch.tokens_per_row,
+        aggregate="token" if sft else config.aggregate,
+        total_tokens=mini.sampled_tokens,
+        total_sequences=mini.sequences,
+    )
+    inputs = LossInputs(
+        logprobs=output.logprobs,
+        old_logprobs=output.logprobs.detach() if old is None else old,
+        rollout_logprobs=batch.rollout_logprobs,
+        advantages=batch.advantages,
+        weights=weights,
+        reference=reference,
+        entropy=output.entropy if config.entropy_coef or output.entropy is None else output.entropy.detach(),
+    )
+    return sft_loss(inputs) if sft else grpo_loss(inputs, config)
+
+
+def fit(
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    plans: Iterator[tuple[UpdatePlan, Sequence[Sequence[Row]]]],
+    cache: PatchCache,
+    *,
+    grad_clip: float = 1.0,
+    device: torch.device | None = None,
+    autocast: torch.dtype | None = None,
+) -> Iterator[dict[str, float]]:
+    """Supervised training in one process with torch alone (world_size 1), one dict of metrics per optimiser step.
+
+    `plans` yields a plan and its rows, `rows[item.group][item.trajectory]`. Lazily: it goes on as it is consumed.
+    """
+    device = device or torch.device("cpu")
+    for plan, rows in plans:
+        for mini in plan.minibatches:
+            sums: dict[str, torch.Tensor] = {}
+            for portion in mini.ranks[0]:
+                batch = collate_portion(portion, lambda item, rows=rows: rows[item.group][item.trajectory], policy, cache).to(device)
+                with torch.autocast(device.type, dtype=autocast or torch.bfloat16, enabled=autocast is not None):
+                    out = contribution(policy, batch, mini, loss="sft", config=LossConfig(), temperature=1.0)
+                out.loss.backward()
+                for name, value in out.sums.items():
+                    sums[name] = sums.get(name, 0.0) + value
+            norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), grad_clip)
+            for group in optimizer.param_groups:
+                group["lr"] = plan.lr
+            if torch.isfinite(norm):
+                optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            yield {name: float(value) for name, value in sums.items()} | {"grad_norm": float(norm), "lr": plan.lr, "skipped": float(not torch.isfinite(norm))}
