@@ -89,7 +89,7 @@ def _decode(data: bytes, limits: PictureLimits) -> Image.Image:
         return _rgb(image)
     except PictureError:
         raise
-    except Exception as error:  # noqa: BLE001  decoders raise anything from OSError to IndexError on corrupt bytes
+    except Exception as error:  # decoders raise anything from OSError to IndexError on corrupt bytes
         raise PictureError(f"the picture cannot be read ({error})") from error
 
 

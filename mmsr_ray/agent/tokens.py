@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,11 +22,11 @@ from transformers import AutoConfig, AutoTokenizer
 
 from mmsr_ray.agent.grammar import neutralise
 from mmsr_ray.agent.pictures import Geometry, PictureLimits, prepare
-from mmsr_ray.agent.pieces import Foreign, Own, Piece, SizedPicture
+from mmsr_ray.agent.pieces import Own, Piece, SizedPicture
 from mmsr_ray.agent.template import CodecError, Segment, TemplateGlue, derive_glue, find_template
 from mmsr_ray.types import Generation, Picture, SealedTokens
 
-_CACHED_PICTURES = 512
+_CACHED_PICTURE_BYTES = 256 << 20
 
 
 class SealError(RuntimeError):
@@ -49,7 +50,7 @@ class Codec:
         tokenizer: object,
         glue: TemplateGlue,
         geometry: Geometry,
-        vision_ids: Sequence[int],
+        vision_ids: Iterable[int],
         pad_id: int,
         sizes: dict[str, int],
         limits: PictureLimits,
@@ -64,6 +65,8 @@ class Codec:
         self._sizes = sizes
         self._limits = limits
         self._pictures: OrderedDict[tuple[str, str], SizedPicture] = OrderedDict()
+        self._picture_bytes = 0
+        self._lock = threading.Lock()  # pictures are prepared in threads
         added = self._tokenizer.get_added_tokens_decoder()
         self._special_ids = frozenset(i for i, token in added.items() if token.special)
         contents = sorted((re.escape(token.content) for token in added.values() if len(token.content) > 1), key=len, reverse=True)
@@ -109,12 +112,18 @@ class Codec:
 
     def _prepared(self, data: bytes, kind: str, min_pixels: int, max_pixels: int) -> SizedPicture:
         key = (kind, _sha(data))
-        found = self._pictures.get(key)
-        if found is None:
-            found = prepare(data, self.geometry, min_pixels, max_pixels, self._limits)
+        with self._lock:
+            if key in self._pictures:
+                return self._pictures[key]
+        found = prepare(data, self.geometry, min_pixels, max_pixels, self._limits)
+        with self._lock:
+            if key in self._pictures:  # another thread was faster
+                return self._pictures[key]
             self._pictures[key] = found
-            while len(self._pictures) > _CACHED_PICTURES:
-                self._pictures.popitem(last=False)
+            self._picture_bytes += len(found.picture.data)
+            while self._picture_bytes > _CACHED_PICTURE_BYTES:
+                _, oldest = self._pictures.popitem(last=False)
+                self._picture_bytes -= len(oldest.picture.data)
         return found
 
     # ------------------------------------------------------------------------------------------------ text

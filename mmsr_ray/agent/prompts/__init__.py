@@ -142,7 +142,7 @@ class PromptSet:
             {"results": results, "question": [Foreign(question)], "followup": self.templates[followup].fill()}
         )
 
-    def _results(self, kind: str, hits: Sequence[dict[str, list[Piece]]]) -> list[Piece]:
+    def _results(self, kind: str, hits: Sequence[Mapping[str, Sequence[Piece]]]) -> list[Piece]:
         if not hits:
             return self.templates[f"{kind}_no_results"].fill()
         pieces = self.templates[f"{kind}_results_header"].fill()
