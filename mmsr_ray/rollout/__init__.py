@@ -1,0 +1,1 @@
+"""Rollouts: a vLLM engine and the RLlib EnvRunner that runs episodes on it."""

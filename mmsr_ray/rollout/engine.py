@@ -1,0 +1,297 @@
+"""One vLLM engine: token ids and pictures in, sampled ids with log-probs and weight versions out.
+
+Promises. Log-probs are those of the distribution that was sampled from: temperature applied, vision tokens excluded,
+no top-p and no top-k. Each token carries the version of the weights that sampled it. An update happens between two
+engine steps: requests in flight are frozen, recomputed under the new weights and go on; no cached key, value or vision
+embedding survives it. Everything that goes wrong is an `EngineError`, and `EngineDead` when the process must be
+replaced. The engine is bound to the event loop that called `start`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import itertools
+import logging
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from mmsr_ray.agent.pictures import PictureLimits
+from mmsr_ray.agent.ports import EngineError
+from mmsr_ray.agent.tokens import Codec
+from mmsr_ray.config import Config
+from mmsr_ray.rollout.pixels import PixelCache
+from mmsr_ray.rollout.turnstile import Turnstile
+from mmsr_ray.types import Generation, Picture, Sampling
+
+if TYPE_CHECKING:
+    from vllm import AsyncEngineArgs, RequestOutput, SamplingParams
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+__all__ = ["EngineDead", "EngineError", "VLLMEngine", "load_codec"]
+
+logger = logging.getLogger(__name__)
+
+BAN = -100.0  # added to a logit: the most vLLM allows, and 0 probability in float32
+CPU_BLOCK = 32  # tokens per cache block: vLLM's 128 is longer than most prompts of a small model, so nothing would be shared
+PIXEL_CACHE_BYTES = 256 << 20
+FIRST_VERSION = 0  # label of the weights that the model folder holds
+
+
+class EngineDead(EngineError):
+    """The engine cannot serve again: its process died, or an update broke half way."""
+
+
+def load_codec(config: Config) -> Codec:
+    """The tokens of the configured model. Raises CodecError."""
+    model = config.model
+    return Codec.load(
+        model.path,
+        min_pixels=model.min_pixels,
+        max_pixels=model.max_pixels,
+        thumbnail_max_pixels=model.thumbnail_max_pixels,
+        limits=PictureLimits(config.data.max_image_bytes, config.data.max_image_pixels),
+    )
+
+
+class VLLMEngine:
+    """An AsyncLLM with the settings of a config. `start` once, then `generate` from any number of coroutines."""
+
+    def __init__(self, config: Config, store_name: str | None, namespace: str, *, seed: int | None = None) -> None:
+        """`store_name` names the run's WeightStore in Ray's `namespace`; None for weights that never change (no Ray needed)."""
+        self._config = config
+        self._store_name = store_name
+        self._namespace = namespace
+        self._seed = config.run.seed if seed is None else seed
+        self._llm: AsyncLLM | None = None
+        self._codec: Codec | None = None
+        self._turnstile = Turnstile()
+        self._pixels = PixelCache(PIXEL_CACHE_BYTES)
+        self._requests = itertools.count()
+        self._version: int | None = None  # None until the first sync
+        self._broken: str | None = None
+        self.tokens = 0  # sampled since the start
+        self.syncs = 0
+
+    @property
+    def codec(self) -> Codec:
+        """Of the running engine's model."""
+        if self._codec is None:
+            raise EngineError("the engine was not started")
+        return self._codec
+
+    # ------------------------------------------------------------------------------------------------ life
+
+    async def start(self) -> None:
+        """Load the model, compile what needs compiling, reach the weight store. Raises EngineError, also when it takes too long."""
+        limit = self._config.rollout.start_seconds
+        try:
+            await asyncio.wait_for(self._start(), limit)
+        except TimeoutError as error:
+            raise EngineError(f"the engine did not start within rollout.start_seconds={limit:.0f}") from error
+        except Exception as error:
+            raise EngineError(f"the engine did not start: {error}") from error
+
+    async def _start(self) -> None:
+        began = time.monotonic()
+        _set_environment(self._config)
+        self._codec = await asyncio.to_thread(load_codec, self._config)
+        self._llm = await asyncio.to_thread(_build, self._config, self._store_name, self._seed)
+        await self._llm.update_weight_version(str(FIRST_VERSION))
+        await self._warm_up()
+        if self._store_name is not None:
+            await self._reach_store(self._store_name)
+        logger.info("engine ready in %.1f s: %s, %s", time.monotonic() - began, self._config.model.path, self._config.model.dtype)
+
+    async def _warm_up(self) -> None:
+        """One request through the text and the picture path: kernels compile here and not in the first rollout."""
+        side = 2 * self.codec.geometry.factor
+        buffer = io.BytesIO()
+        Image.new("RGB", (side, side)).save(buffer, format="PNG")
+        await self.generate([self.codec.image_pad_id, self.codec.end_id], [Picture(buffer.getvalue(), "warm-up")], Sampling(max_tokens=2))
+
+    async def _reach_store(self, store_name: str) -> None:
+        import ray
+        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
+
+        address = ray.get_runtime_context().gcs_address
+        where = {"store": store_name, "namespace": self._namespace, "ray_address": address}
+        await self._running().init_weight_transfer_engine(WeightTransferInitRequest(init_info=where))
+
+    async def check(self) -> None:
+        """Raises EngineDead if the engine can serve no more."""
+        if self._broken is not None:
+            raise EngineDead(self._broken)
+        if self._running().errored:
+            raise EngineDead("the engine's process died")
+
+    def stop(self) -> None:
+        """End the engine's processes. Idempotent."""
+        if self._llm is not None:
+            self._llm.shutdown()
+            self._llm = None
+
+    def _running(self) -> AsyncLLM:
+        if self._llm is None:
+            raise EngineError("the engine is not running")
+        return self._llm
+
+    # ------------------------------------------------------------------------------------------------ generation
+
+    async def generate(self, prompt_ids: list[int], pictures: list[Picture], sampling: Sampling) -> Generation:
+        """One model turn. `prompt_ids` is compact: one pad per picture. Temperature 0 is greedy. Raises EngineError.
+
+        The end token belongs to the result. Cancelling the call ends the request in the engine.
+        """
+        began = time.monotonic()
+        await self.check()
+        try:
+            output = await self._request(prompt_ids, pictures, self._params(sampling))
+        except Exception as error:
+            await self.check()
+            raise EngineError(f"the engine refused or lost a request: {error}") from error
+        generation = _generation(output, time.monotonic() - began)
+        self.tokens += len(generation.token_ids)
+        return generation
+
+    async def _request(self, prompt_ids: list[int], pictures: list[Picture], params: SamplingParams) -> RequestOutput:
+        llm = self._running()
+        prompt: dict[str, Any] = {"prompt_token_ids": prompt_ids}
+        if pictures:
+            prompt["multi_modal_data"] = {"image": [self._pixels.get(picture) for picture in pictures]}
+            prompt["multi_modal_uuids"] = {"image": [picture.sha for picture in pictures]}
+        async with self._turnstile.passing():  # until it is in the engine's queue, an update has to wait
+            (rendered,) = await llm.renderer.render_cmpl_async([prompt])  # type: ignore[list-item]
+            queue = await llm.add_request(f"{next(self._requests)}", rendered, params)
+        try:
+            return queue.get_nowait() or await queue.get()  # type: ignore[return-value]  # the only output: FINAL_ONLY
+        except asyncio.CancelledError:
+            await llm.abort(queue.request_id, internal=True)
+            raise
+        finally:
+            queue.close()
+
+    def _params(self, sampling: Sampling) -> SamplingParams:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        return SamplingParams(
+            temperature=sampling.temperature,
+            max_tokens=sampling.max_tokens,
+            seed=sampling.seed,
+            stop_token_ids=[self.codec.end_id],
+            logit_bias=dict.fromkeys(self.codec.banned_ids, BAN),
+            logprobs=0,  # of the sampled token alone
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            skip_clone=True,
+        )
+
+    # ------------------------------------------------------------------------------------------------ weights
+
+    async def version(self) -> int:
+        """Of the weights that sample now; FIRST_VERSION before the first sync."""
+        return FIRST_VERSION if self._version is None else self._version
+
+    async def sync(self, version: int) -> dict[str, float]:
+        """Load a published version; seconds waited for the turnstile, paused, updating, and in all. No-op when it is loaded.
+
+        Raises EngineDead when the update broke half way or missed `rollout.sync_seconds`: the weights are then a mixture.
+        """
+        began = time.monotonic()
+        async with self._turnstile.held():
+            waited = time.monotonic()
+            if self._version == version:
+                return {"wait": waited - began, "pause": 0.0, "update": 0.0, "total": waited - began}
+            await self.check()
+            try:
+                paused, updated = await asyncio.wait_for(self._update(version), self._config.rollout.sync_seconds)
+            except Exception as error:
+                self._broken = f"the update to weight version {version} failed: {error!r}"
+                raise EngineDead(self._broken) from error
+        self._version = version
+        self.syncs += 1
+        return {"wait": waited - began, "pause": paused - waited, "update": updated - paused, "total": time.monotonic() - began}
+
+    async def _update(self, version: int) -> tuple[float, float]:
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        llm = self._running()
+        # clear_cache drops prefix, processor and encoder caches while nothing runs; nothing runs again before resume.
+        await llm.pause_generation(mode="keep", clear_cache=True)
+        paused = time.monotonic()
+        await llm.start_weight_update()
+        await llm.update_weights(WeightTransferUpdateRequest(update_info={"version": version}))
+        await llm.finish_weight_update(weight_version=str(version))
+        updated = time.monotonic()
+        await llm.resume_generation()
+        return paused, updated
+
+
+# ---------------------------------------------------------------------------------------------------- settings
+
+
+def _set_environment(config: Config) -> None:
+    """For vLLM's processes, which inherit it. Threads are not bound: by default vLLM would pin a CPU engine to a core of its
+    own choice, next to learner ranks that know nothing of it.
+    """
+    os.environ["OMP_NUM_THREADS"] = str(config.rollout.threads)
+    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+
+
+def _build(config: Config, store_name: str | None, seed: int) -> AsyncLLM:
+    """Blocking: starts vLLM's processes and loads the model."""
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    return AsyncLLM.from_engine_args(engine_args(config, store_name, seed))
+
+
+def engine_args(config: Config, store_name: str | None, seed: int) -> AsyncEngineArgs:
+    """vLLM's arguments for a config."""
+    from vllm import AsyncEngineArgs
+    from vllm.config.weight_transfer import WeightTransferConfig
+    from vllm.platforms import current_platform
+
+    rollout, agent, model = config.rollout, config.agent, config.model
+    cpu = {"kv_cache_memory_bytes": rollout.kv_cache_gib << 30, "block_size": CPU_BLOCK} if current_platform.is_cpu() else {}
+    return AsyncEngineArgs(
+        model=model.path,
+        dtype=model.dtype,  # type: ignore[arg-type]
+        seed=seed,
+        max_model_len=rollout.max_model_len or agent.max_total_tokens,
+        max_num_seqs=rollout.max_num_seqs,
+        tensor_parallel_size=rollout.tensor_parallel,
+        gpu_memory_utilization=rollout.gpu_memory_utilization,
+        enforce_eager=rollout.enforce_eager,
+        enable_prefix_caching=True,
+        logprobs_mode="processed_logprobs",
+        generation_config="vllm",  # no sampling defaults from the model folder: they would bias the log-probs
+        limit_mm_per_prompt={"image": 1 + agent.topk * max(1, agent.image_search_limit), "video": 0},
+        # Pictures come in their final size; resizing here could only move them away from what the learner sees.
+        mm_processor_kwargs={"do_resize": False, "size": {"shortest_edge": 1, "longest_edge": max(model.max_pixels, model.thumbnail_max_pixels)}},
+        weight_transfer_config=None if store_name is None else WeightTransferConfig(backend="mmsr_object_store"),
+        disable_log_stats=True,
+        **cpu,
+    )
+
+
+def _generation(output: RequestOutput, seconds: float) -> Generation:
+    completion = output.outputs[0]
+    ids = list(completion.token_ids)
+    flat: Any = completion.logprobs
+    versions = np.full(len(ids), FIRST_VERSION)
+    for span in completion.weight_versions or ():
+        versions[span.start : span.end] = int(span.version)
+    return Generation(
+        token_ids=ids,
+        logprobs=[flat.logprobs[start] for start in flat.start_indices],
+        versions=versions.tolist(),
+        stopped=completion.finish_reason == "stop",
+        seconds=seconds,
+    )

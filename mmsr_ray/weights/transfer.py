@@ -1,0 +1,168 @@
+"""vLLM's side of a weight update: a WeightTransferEngine that pulls a version's buckets from Ray's object store.
+
+Promise: after `finish_weight_update` the model holds exactly the pulled version. At the first update the names that
+were published are compared with the model's checkpoint both ways and every checksum is verified, so that a mismatch
+between learner and engine is an error at the start of a run, not a policy that quietly never changes.
+
+It lives in vLLM's worker process, which attaches to the Ray cluster as a driver of its own. Over vLLM's control plane
+go only {"version": int} and the store's name. vLLM loads it through the entry point `mmsr_weights` of the group
+`vllm.general_plugins`, in every one of its processes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray.actor import ActorHandle
+from safetensors import safe_open
+from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
+
+from mmsr_ray.weights.publisher import Bucket, checksum
+
+BACKEND = "mmsr_object_store"
+PULL_SECONDS = 300.0  # deadline of one bucket's way into this node's store
+
+
+class WeightMismatch(RuntimeError):
+    """What was published is not what the model consists of."""
+
+
+def register() -> None:
+    """Entry point: make the backend known to vLLM. vLLM may call it more than once in a process."""
+    from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+
+    if BACKEND not in WeightTransferEngineFactory._registry:
+        WeightTransferEngineFactory.register_engine(BACKEND, __name__, ObjectStoreTransfer.__name__)
+
+
+@dataclass
+class StoreAddress(WeightTransferInitInfo):
+    """Where the WeightStore is; `ray_address` is the cluster's GCS address."""
+
+    store: str
+    namespace: str
+    ray_address: str
+
+
+@dataclass
+class VersionToPull(WeightTransferUpdateInfo):
+    version: int
+
+
+class ObjectStoreTransfer(WeightTransferEngine[StoreAddress, VersionToPull]):
+    """Pulls bucket by bucket and loads through vLLM's layerwise reload (plain `load_weights` fails on CPU after start)."""
+
+    init_info_cls = StoreAddress
+    update_info_cls = VersionToPull
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._store: ActorHandle | None = None
+        self._verified = False
+
+    def init_transfer_engine(self, init_info: StoreAddress) -> None:
+        if not ray.is_initialized():
+            ray.init(address=init_info.ray_address, namespace=init_info.namespace, log_to_driver=False, logging_level="error")
+        self._store = ray.get_actor(init_info.store, namespace=init_info.namespace)
+        # Buckets are read-only memory; torch says so each time one is wrapped. Nothing here writes to them.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+
+    def start_weight_update(self) -> None:
+        from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
+
+        initialize_layerwise_reload(self.model)
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        """As in the base class, which synchronizes an accelerator that a CPU does not have."""
+        self.receive_weights(self.parse_update_info(update_info))
+        if torch.accelerator.is_available():
+            torch.accelerator.synchronize()
+
+    def receive_weights(self, update_info: VersionToPull) -> None:
+        """Raises WeightMismatch at the first update where names or checksums disagree, UnknownVersion for one that is gone."""
+        if self._store is None:
+            raise RuntimeError("init_transfer_engine must come before an update")
+        refs = ray.get(self._store.bucket_refs.remote(update_info.version), timeout=PULL_SECONDS)
+        names: list[str] = []
+        while refs:
+            bucket: Bucket = ray.get(refs.pop(0), timeout=PULL_SECONDS)  # one bucket is mapped at a time
+            names.extend(bucket)
+            if not self._verified:
+                _verify_checksums(bucket)
+            self.model.load_weights(_tensors(bucket, self.device))
+            del bucket
+        if not self._verified:
+            self._verify_names(names)
+            self._verified = True
+
+    def finish_weight_update(self) -> None:
+        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
+
+        finalize_layerwise_reload(self.model, self.model_config)
+
+    def shutdown(self) -> None:
+        """The store belongs to the Algorithm; this process's connection ends with the process."""
+        self._store = None
+
+    def _verify_names(self, published: Iterable[str]) -> None:
+        tied = bool(self.model_config.hf_text_config.tie_word_embeddings)
+        compare_names(
+            _in_model_terms(self.model, published, tied),
+            _in_model_terms(self.model, checkpoint_names(self.model_config.model, self.model_config.revision), tied),
+        )
+
+
+def _tensors(bucket: Bucket, device: torch.device) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, packed in bucket.items():
+        yield name, packed.tensor().to(device)
+
+
+def _verify_checksums(bucket: Bucket) -> None:
+    torn = [name for name, packed in bucket.items() if checksum(packed.data) != packed.checksum]
+    if torn:
+        raise WeightMismatch(f"{len(torn)} weights arrived with a wrong checksum, first {torn[0]}")
+
+
+def compare_names(published: set[str], expected: set[str]) -> None:
+    """Raises WeightMismatch, naming what is missing and what is unknown."""
+    missing, unknown = sorted(expected - published), sorted(published - expected)
+    if missing or unknown:
+        raise WeightMismatch(
+            f"learner and engine disagree on weights: {len(missing)} not published {missing[:3]}, {len(unknown)} unknown {unknown[:3]}"
+        )
+
+
+def checkpoint_names(model: str, revision: str | None) -> set[str]:
+    """Names of the weights in a model folder or a hub model that is already on this machine. Raises FileNotFoundError."""
+    folder = Path(model)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(model, revision=revision, local_files_only=True))
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        return set(json.loads(index.read_text())["weight_map"])
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"{folder} holds no safetensors files: weights published by the learner cannot be compared")
+    names: set[str] = set()
+    for file in files:
+        with safe_open(os.fspath(file), framework="pt") as weights:
+            names.update(weights.keys())
+    return names
+
+
+def _in_model_terms(model: torch.nn.Module, names: Iterable[str], tied: bool) -> set[str]:
+    """Names as vLLM's model knows them: checkpoints of one model are spelled in several ways, depending on who saved them."""
+    mapper = model.hf_to_vllm_mapper if hasattr(model, "hf_to_vllm_mapper") else None
+    mapped = set(mapper.apply_list(list(names)) if mapper is not None else names)
+    # A tied head is the embedding: some write it out, some do not, and vLLM ignores it.
+    return {name for name in mapped if not (tied and "lm_head." in name)}
