@@ -80,9 +80,9 @@ class ProviderConfig:
     url: str = ""
     key_env: str = ""
     model: str = ""  # chat services only
-    rate_per_second: float = 50.0
+    rate_per_second: float = 50.0  # of the whole job; 0: no limit
     burst: int = 20
-    concurrency: int = 64
+    concurrency: int = 64  # requests in flight, of the whole job
     timeout_seconds: float = 10.0
     cost_per_call_usd: float = 0.0
 
@@ -96,6 +96,7 @@ class ToolsConfig:
     summariser: ProviderConfig = field(default_factory=lambda: ProviderConfig(kind="extractive"))
     actors: int = 2
     cache_dir: str = ""  # "" keeps the cache in memory only
+    cache_memory_bytes: int = 256 << 20  # per actor, when cache_dir is ""
     deadline_seconds: float = 60.0  # over one whole call, retries included
     attempts: int = 4
     breaker_failures: int = 16
@@ -124,6 +125,7 @@ class RolloutConfig:
     enforce_eager: bool = False
     threads: int = 1  # OMP threads of a CPU engine
     start_seconds: float = 600.0  # deadline of an engine start
+    sync_seconds: float = 300.0  # deadline of one weight update in one engine
 
 
 @dataclass
@@ -296,6 +298,14 @@ def validate(c: Config) -> None:
     _require(c.reward.match in ("em", "subem"), f"reward.match={c.reward.match!r}: choose em or subem")
     _require(0 <= c.reward.format_weight <= 1, "reward.format_weight must lie in [0, 1]")
     _require(0 <= c.reward.search_penalty <= 1, "reward.search_penalty must lie in [0, 1]")
+    _require(c.tools.actors >= 1, "tools.actors must be at least 1")
+    _require(c.tools.attempts >= 1, "tools.attempts must be at least 1: it counts the first request too")
+    _require(c.tools.deadline_seconds > 0, "tools.deadline_seconds must be positive")
+    for name in ("image_search", "image_host", "text_search", "reader", "summariser"):
+        p: ProviderConfig = getattr(c.tools, name)
+        _require(p.rate_per_second >= 0, f"tools.{name}.rate_per_second must be 0 (no limit) or more")
+        _require(p.burst >= 1 and p.concurrency >= 1, f"tools.{name}: burst and concurrency must be at least 1")
+        _require(p.timeout_seconds > 0, f"tools.{name}.timeout_seconds must be positive")
     _require(c.model.dtype in ("bfloat16", "float32", "float16"), f"model.dtype={c.model.dtype!r}: choose bfloat16, float32 or float16")
     _require(c.model.min_pixels <= c.model.max_pixels, "model.min_pixels exceeds model.max_pixels")
     _require(c.learner.zero_stage in (0, 1, 2, 3), f"learner.zero_stage={c.learner.zero_stage}: choose 0, 1, 2 or 3")

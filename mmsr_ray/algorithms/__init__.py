@@ -1,0 +1,1 @@
+"""How the policy learns: GRPO as an RLlib Algorithm, and its supervised warm start."""
