@@ -1,0 +1,1 @@
+"""Questions in: the FVQA schema, its reader, and the endless resumable stream of training prompts."""

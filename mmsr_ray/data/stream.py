@@ -1,0 +1,142 @@
+"""The endless stream of training prompts on Ray Data: ordered by a hash, resumable from one place, pictures loaded late.
+
+Promise: the order within an epoch is that of `rank(uid, seed, epoch)`; it depends on nothing else, not on the number of
+files, blocks or CPUs. A place in it is (epoch, rank), and a stream opened at a place yields exactly what a stream that
+never stopped yields from there on. Rows whose picture is bad are counted and passed over.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import cast
+
+import pyarrow as pa
+import ray.data
+from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
+
+from mmsr_ray.config import DataConfig
+from mmsr_ray.data.images import ImageStore
+from mmsr_ray.data.reader import Index, IndexRow, every_row_bad, rank
+from mmsr_ray.data.schema import BadRow, BadRows, check_image
+from mmsr_ray.types import Sample
+
+BLOCK_ROWS = 16  # pictures that one task loads: the granularity of back-pressure
+PASS_ROWS = 2048  # a pass of the executor covers whole epochs up to about this many rows: its start costs a second or two
+LOADER_CPUS = 0.0  # of Ray's count: a fraction would wait for ever where a trial's placement group holds every CPU
+STORE_BYTES = 256 << 20  # of the object store, for pictures that wait between the loaders and the consumer
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Place:
+    """The next prompt is the first whose (epoch, rank) is not less than this. `Place(0, 0)` is the start."""
+
+    epoch: int = 0
+    rank: int = 0
+
+    def after(self) -> Place:
+        return Place(self.epoch, self.rank + 1)
+
+
+class PromptStream:
+    """Iterate for (place, sample), without end. Needs a running Ray, but no free CPU of Ray's count."""
+
+    def __init__(self, index: Index, config: DataConfig, *, seed: int, start: Place | None = None) -> None:
+        self.bad = BadRows()  # found while loading pictures, each row once
+        self._index = index
+        self._config = config
+        self._seed = seed
+        self._next = start or Place()
+        self._bad_uids: set[str] = set()
+        self._reported = 0
+
+    def __iter__(self) -> Iterator[tuple[Place, Sample]]:
+        while True:
+            yield from self._pass()
+
+    def _pass(self) -> Iterator[tuple[Place, Sample]]:
+        """One run of the executor over the rest of this epoch and as many whole epochs as fill it. Raises DataError."""
+        epochs = max(1, PASS_ROWS // len(self._index.rows))
+        last = self._next.epoch + epochs - 1
+        order = self._order(self._next, last)
+        good = 0
+        if order:
+            for place, row, image, problem in self._load(order):
+                if problem:
+                    self._count_bad(problem, row.fields.uid)
+                    continue
+                good += 1
+                yield place, row.fields.sample(image)
+        if self.bad.total != self._reported:
+            self.bad.log(self._index.path)
+            self._reported = self.bad.total
+        if not good and len(order) >= len(self._index.rows):
+            raise every_row_bad(self._index.path, self.bad)
+        self._next = Place(last + 1)
+
+    def _order(self, start: Place, last: int) -> list[tuple[Place, int]]:
+        """(place, number in the index) of all prompts from `start` to the end of epoch `last`, in order."""
+        keyed = []
+        for epoch in range(start.epoch, last + 1):
+            places = [(Place(epoch, rank(row.fields.uid, self._seed, epoch)), number) for number, row in enumerate(self._index.rows)]
+            keyed += sorted((place, number) for place, number in places if place >= start)
+        return keyed
+
+    def _load(self, order: list[tuple[Place, int]]) -> Iterator[tuple[Place, IndexRow, bytes, str]]:
+        context = DataContext.get_current().copy()
+        context.execution_options.preserve_order = True
+        context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=STORE_BYTES)
+        context.enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.WARNING)  # it reports every start of an executor
+        with DataContext.current(context):
+            blocks = [self._block(order[i : i + BLOCK_ROWS]) for i in range(0, len(order), BLOCK_ROWS)]
+            # from_blocks and not from_arrow, which starts tasks of a whole CPU each to look at the tables
+            pictures = ray.data.from_blocks(blocks).map_batches(
+                LoadImages,
+                fn_constructor_args=(self._config,),
+                batch_size=None,
+                batch_format="pyarrow",
+                compute=ActorPoolStrategy(size=self._config.image_workers),
+                num_cpus=LOADER_CPUS,
+            )
+        place = iter(order)
+        for batch in pictures.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
+            batch = cast(pa.Table, batch)
+            for image, problem in zip(batch.column("image"), batch.column("problem"), strict=True):
+                spot, number = next(place)
+                yield spot, self._index.rows[number], image.as_py() or b"", problem.as_py()
+
+    def _block(self, order: list[tuple[Place, int]]) -> pa.Table:
+        rows = [self._index.rows[number] for _, number in order]
+        return pa.table({"file": [row.file for row in rows], "row": [row.row for row in rows]})
+
+    def _count_bad(self, kind: str, uid: str) -> None:
+        if uid not in self._bad_uids:
+            self._bad_uids.add(uid)
+            self.bad.add(kind, uid)
+
+
+class LoadImages:
+    """Ray Data batch function: {file, row} -> {image, problem}; `problem` is "" exactly when `image` is usable."""
+
+    def __init__(self, config: DataConfig) -> None:
+        self._config = config
+        self._store = ImageStore()
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        images: list[bytes | None] = []
+        problems: list[str] = []
+        for file, row in zip(batch.column("file").to_pylist(), batch.column("row").to_pylist(), strict=True):
+            image, problem = self._one(file, row)
+            images.append(image)
+            problems.append(problem)
+        return pa.table({"image": pa.array(images, pa.large_binary()), "problem": pa.array(problems, pa.string())})
+
+    def _one(self, file: str, row: int) -> tuple[bytes | None, str]:
+        try:
+            image = self._store.load(file, row)
+            check_image(image, self._config)
+        except BadRow as bad:
+            return None, bad.kind
+        return image, ""
