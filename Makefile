@@ -1,0 +1,32 @@
+# make train   the whole default run on this machine: set-up, warm start, RL, evaluation, report
+# make test    what CI runs: lint, types, every test
+# make lint    lint and types only
+# make stop    stop a run that goes on in the background, and its local Ray
+PYTHON ?= python3
+EXTRA ?= cpu
+CONFIG ?= jobs/configs/atlas.yaml
+ARGS ?=
+VENV := .venv/bin
+
+.PHONY: setup train test lint format stop
+
+setup:
+	@$(PYTHON) jobs/setup.py --extra $(EXTRA)
+
+train: setup
+	@$(VENV)/python jobs/submit.py -- python jobs/train.py --config $(CONFIG) run.dir=$(CURDIR)/runs $(ARGS)
+
+test: lint
+	@OMP_NUM_THREADS=1 $(VENV)/python -m pytest $(ARGS)
+
+lint: setup
+	@$(VENV)/ruff check --quiet .
+	@$(VENV)/ruff format --check --quiet . || { echo "make format writes these files as the formatter wants them:"; $(VENV)/ruff format --check .; exit 1; }
+	@$(VENV)/pyright --warnings
+
+format: setup
+	@$(VENV)/ruff check --fix .
+	@$(VENV)/ruff format .
+
+stop:
+	@$(VENV)/python jobs/submit.py --stop

@@ -1,0 +1,320 @@
+"""Runs one of the jobs on a Ray cluster: `python jobs/submit.py [--address URL] -- python jobs/train.py ...`.
+
+Promise: the job goes through `ray job submit`, its log is followed here, and its exit status becomes ours. Without
+`--address` a local Ray is used, started if it does not run; it is stopped again after its last job.
+
+- The local Ray belongs to this checkout: its ports and its folder are derived from the path, so several checkouts on
+  one machine do not meet. Only processes of our own head are ever stopped.
+- Ray's control ports listen on every interface, whatever address they are given. So the local Ray demands a token,
+  which lies in a folder that only this user can read.
+- Ctrl-C ends the following, not the job; SIGTERM ends both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import fcntl
+import json
+import logging
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+log = logging.getLogger("submit")
+ROOT = Path(__file__).resolve().parent.parent
+START_SECONDS = 90.0
+STOP_SECONDS = 40.0  # Ray drains a node for up to 30
+EXCLUDES = [".git", ".venv", "runs"]  # of what is shipped to the cluster, beside what .gitignore names
+
+
+class SubmitError(RuntimeError):
+    """What went wrong and what to do, in one sentence."""
+
+
+class Terminated(Exception):
+    """SIGTERM came."""
+
+
+@dataclass(frozen=True)
+class LocalRay:
+    """The Ray of one checkout. `port` is the dashboard's; the next three are taken too."""
+
+    port: int
+
+    @classmethod
+    def of(cls, root: Path) -> LocalRay:
+        """Ports below the ephemeral range and above Ray's own worker ports (10002 to 19999)."""
+        return cls(20_000 + zlib.crc32(str(root).encode()) % 1_000 * 10)
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def folder(self) -> Path:
+        return Path(f"/tmp/mmsr-ray-{os.getuid()}-{self.port}")  # short: a socket's path has 107 bytes at most
+
+    @property
+    def token(self) -> Path:
+        return self.folder / "token"
+
+    def environment(self) -> dict[str, str]:
+        """Of the head, and so of every process of every job on it."""
+        return os.environ | {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(self.token),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "VLLM_NO_USAGE_STATS": "1",
+            "PYTHONUNBUFFERED": "1",
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        }
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Nobody else starts or stops this Ray meanwhile. Raises SubmitError when the folder is another user's."""
+        self.folder.mkdir(mode=0o700, exist_ok=True)
+        if self.folder.stat().st_uid != os.getuid():
+            raise SubmitError(f"{self.folder} belongs to another user: choose other ports with --port.")
+        with (self.folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def answers(self) -> bool:
+        """Is our Ray up? Raises SubmitError when somebody else holds the port."""
+        token = self.token.read_text() if self.token.is_file() else ""
+        request = urllib.request.Request(f"{self.address}/api/version", headers={"Authorization": f"Bearer {token}"})
+        try:
+            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=5) as answer:
+                return "ray_version" in json.load(answer)
+        except (urllib.error.HTTPError, json.JSONDecodeError) as error:
+            raise SubmitError(f"Port {self.port} is taken by another program: choose another with --port.") from error
+        except OSError:
+            return False
+
+    def start(self, num_cpus: int) -> None:
+        """Start the head in a session of its own, so that it outlives us where it should. Raises SubmitError."""
+        for port in range(self.port, self.port + 4):
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind(("127.0.0.1", port))
+                except OSError as error:
+                    raise SubmitError(f"Port {port} is taken by another program: choose another with --port.") from error
+        shutil.rmtree(self.folder / "ray", ignore_errors=True)  # logs of a failed run, kept until now
+        self.token.unlink(missing_ok=True)
+        with os.fdopen(os.open(self.token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secrets.token_hex(32))
+        begun = time.monotonic()
+        with (self.folder / "head.log").open("w") as out:
+            head = subprocess.Popen(
+                self.command(num_cpus),
+                env=self.environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+                cwd="/",
+            )
+        (self.folder / "pid").write_text(str(head.pid))
+        while not self.answers():
+            if head.poll() is not None or time.monotonic() - begun > START_SECONDS:
+                self.kill()
+                raise SubmitError(f"The local Ray did not start: read {self.folder / 'head.log'}.")
+            time.sleep(0.2)
+        log.info("submit: local Ray started in %.1f s (dashboard %s, token in %s)", time.monotonic() - begun, self.address, self.token)
+
+    def command(self, num_cpus: int) -> list[str]:
+        """`num_cpus` is logical: what jobs may ask for, fractions and idle actors included, not what the machine has."""
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        options = {
+            "port": self.port + 1,
+            "dashboard-host": "127.0.0.1",
+            "dashboard-port": self.port,
+            "dashboard-agent-listen-port": self.port + 2,
+            "ray-client-server-port": self.port + 3,
+            "include-dashboard": "true",
+            "num-cpus": num_cpus,
+            "object-store-memory": min(2 << 30, memory // 8),
+            "temp-dir": self.folder / "ray",
+        }
+        ray = str(Path(sys.executable).with_name("ray"))
+        return [ray, "start", "--head", "--block", "--disable-usage-stats", *(f"--{key}={value}" for key, value in options.items())]
+
+    def pid(self) -> int | None:
+        """The head's process, if it lives and is ours (a process id alone may have been given to another)."""
+        file = self.folder / "pid"
+        if not file.is_file():
+            return None
+        number = int(file.read_text())
+        shown = subprocess.run(["ps", "-p", str(number), "-o", "command="], capture_output=True, text=True, check=False).stdout
+        return number if f"--temp-dir={self.folder}/" in shown else None
+
+    def kill(self) -> None:
+        """Ends the head and everything under it; the process group last, should something be left of it."""
+        number = self.pid()
+        if number is None:
+            return
+        os.kill(number, signal.SIGTERM)
+        deadline = time.monotonic() + STOP_SECONDS
+        while self.pid() is not None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        with suppress(ProcessLookupError):
+            os.killpg(number, signal.SIGKILL)
+
+    def stop(self, *, keep_logs: bool) -> None:
+        self.kill()
+        if keep_logs:
+            log.info("submit: local Ray stopped; its logs stay in %s", self.folder / "ray")
+        else:
+            shutil.rmtree(self.folder / "ray", ignore_errors=True)
+            log.info("submit: local Ray stopped")
+
+
+def submit(address: str, entrypoint: list[str], environment: dict[str, str]) -> str:
+    """`ray job submit`; returns the submission id. Raises SubmitError."""
+    name = next((Path(part).stem for part in entrypoint if part.endswith(".py")), "job")
+    identity = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    ray = str(Path(sys.executable).with_name("ray"))
+    runtime = {"excludes": EXCLUDES, "env_vars": {"PYTHONUNBUFFERED": "1", "RAY_USAGE_STATS_ENABLED": "0"}}
+    command = [ray, "job", "submit", "--address", address, "--submission-id", identity, "--no-wait", "--working-dir", str(ROOT)]
+    command += ["--runtime-env-json", json.dumps(runtime), "--", *entrypoint]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        sys.stderr.write(done.stdout + done.stderr)
+        raise SubmitError(f"ray job submit to {address} failed with status {done.returncode}: the reason stands above.")
+    return identity
+
+
+async def follow(address: str, identity: str) -> int:
+    """Copies the job's log to stdout until the job ends; returns the exit status of its entrypoint."""
+    from ray.job_submission import JobStatus, JobSubmissionClient  # costs seconds, and --stop does without
+
+    client = JobSubmissionClient(address)
+    logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
+    shown = 0  # characters; a tail that breaks off begins again from the start of the log
+    while True:
+        skip = shown
+        try:
+            async for text in client.tail_job_logs(identity):
+                new = text[skip:]
+                skip = max(0, skip - len(text))
+                shown += len(new)
+                sys.stdout.write(new)
+                sys.stdout.flush()
+        except RuntimeError as error:  # the connection closed abnormally
+            log.warning("submit: the log broke off (%s); taking it up again", error)
+            await asyncio.sleep(1.0)
+        info = client.get_job_info(identity)
+        if info.status.is_terminal():
+            break
+        await asyncio.sleep(0.2)
+    if info.status == JobStatus.SUCCEEDED:
+        return 0
+    reason = (info.message or "no reason given").strip().splitlines()[0]
+    log.error("submit: job %s %s: %s", identity, info.status.value.lower(), reason)
+    return info.driver_exit_code or 1
+
+
+def end(address: str, identity: str) -> None:
+    """Stop a job and wait until it has ended, for as long as Ray takes to kill it."""
+    from ray.job_submission import JobSubmissionClient
+
+    client = JobSubmissionClient(address)
+    client.stop_job(identity)
+    deadline = time.monotonic() + STOP_SECONDS
+    while not client.get_job_status(identity).is_terminal() and time.monotonic() < deadline:
+        time.sleep(0.2)
+
+
+def release(ray: LocalRay, *, keep_logs: bool) -> None:
+    """Stop the local Ray unless another job still runs on it."""
+    from ray.job_submission import JobSubmissionClient
+
+    with ray.locked():
+        if not ray.answers():
+            return
+        jobs = JobSubmissionClient(ray.address).list_jobs()
+        if any(job.submission_id and not job.status.is_terminal() for job in jobs):
+            log.info("submit: other jobs use the local Ray, so it stays; make stop ends it")
+        else:
+            ray.stop(keep_logs=keep_logs)
+
+
+def run_local(ray: LocalRay, entrypoint: list[str], num_cpus: int) -> int:
+    """Submit to this checkout's Ray, which is started before and stopped after where nobody else uses it."""
+    environment = ray.environment()
+    os.environ.update({key: environment[key] for key in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")})
+    with ray.locked():
+        if not ray.answers():
+            ray.start(num_cpus)
+    status, identity, abandoned = 1, "", False
+    try:
+        identity = submit(ray.address, entrypoint, environment)
+        log.info("submit: job %s runs; Ctrl-C leaves it running, make stop ends it", identity)
+        status = asyncio.run(follow(ray.address, identity))
+    except KeyboardInterrupt:
+        if not identity:
+            return 130
+        abandoned = True
+        log.info("\nsubmit: job %s goes on in the background (see %s); make stop ends it and its Ray", identity, ray.address)
+        return 130
+    except Terminated:
+        if identity:
+            end(ray.address, identity)
+        return 143
+    finally:
+        if not abandoned:
+            release(ray, keep_logs=status != 0)
+    return status
+
+
+def _terminate(_signal: int, _frame: object) -> None:
+    raise Terminated
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--address", help="of a cluster's dashboard, such as http://head:8265; without it a local Ray is used")
+    parser.add_argument("--port", type=int, help="first of four ports of the local Ray; by default derived from this checkout's path")
+    parser.add_argument("--num-cpus", type=int, default=max(8, os.cpu_count() or 1), help="logical CPUs of the local Ray")
+    parser.add_argument("--stop", action="store_true", help="stop the local Ray and whatever runs on it")
+    parser.add_argument("entrypoint", nargs=argparse.REMAINDER, help="after --: the command that is the job")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("ray").setLevel(logging.WARNING)
+    entrypoint = args.entrypoint[1:] if args.entrypoint[:1] == ["--"] else args.entrypoint
+    ray = LocalRay(args.port) if args.port else LocalRay.of(ROOT)
+    signal.signal(signal.SIGTERM, _terminate)  # an orphaned Ray would be worse than a lost job
+    try:
+        if args.stop:
+            with ray.locked():
+                if ray.pid() is None:
+                    log.info("submit: no local Ray runs")
+                else:
+                    ray.stop(keep_logs=True)
+            return 0
+        if not entrypoint:
+            parser.error("name the job after --, as in: -- python jobs/train.py --config jobs/configs/atlas.yaml")
+        if args.address:
+            return asyncio.run(follow(args.address, submit(args.address, entrypoint, dict(os.environ))))
+        return run_local(ray, entrypoint, args.num_cpus)
+    except SubmitError as error:
+        log.error("%s", error)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

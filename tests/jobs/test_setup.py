@@ -1,0 +1,81 @@
+"""The set-up: one sentence for each thing a machine may lack, PyTorch's own index second, nothing done twice."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from jobs import setup
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "pyproject.toml").write_text("[project]\nname = 'x'\n")
+    return tmp_path
+
+
+def test_this_machine_will_do(root: Path) -> None:
+    setup.check_machine(root, "cpu")
+
+
+def test_old_python(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(setup.sys, "version_info", (3, 9, 2))
+    with pytest.raises(setup.SetupError, match=r"Python 3\.11 or newer is needed and .* is 3\.9\.2"):
+        setup.check_machine(root, "cpu")
+
+
+def test_full_disk(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=3e9))
+    with pytest.raises(setup.SetupError, match=r"8 GB of free disk are needed and .* has 3\.0"):
+        setup.check_machine(root, "cpu")
+
+
+def test_no_compiler_matters_to_the_cpu_build_only(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(setup.SetupError, match="no-such-compiler is not there"):
+        setup.check_machine(root, "cpu")
+    setup.check_machine(root, "gpu")
+
+
+def test_fingerprint_follows_what_is_asked_for(root: Path) -> None:
+    before = setup.fingerprint(root, "cpu")
+    assert before == setup.fingerprint(root, "cpu") != setup.fingerprint(root, "gpu")
+    (root / "pyproject.toml").write_text("[project]\nname = 'y'\n")
+    assert setup.fingerprint(root, "cpu") != before
+
+
+@pytest.mark.parametrize("configured_sources_have_torch", [True, False])
+def test_pytorch_index_comes_second_and_for_torch_alone(
+    root: Path, monkeypatch: pytest.MonkeyPatch, configured_sources_have_torch: bool
+) -> None:
+    calls: list[tuple[str, ...]] = []
+
+    def pip(venv: Path, *arguments: str) -> bool:
+        calls.append(arguments)
+        return configured_sources_have_torch or arguments != tuple(setup.CPU_TORCH)
+
+    monkeypatch.setattr(setup, "pip", pip)
+    monkeypatch.setattr(setup, "PROBE", "pass")
+    venv = root / ".venv"
+    (venv / "bin").mkdir(parents=True)
+    os.symlink(sys.executable, venv / "bin" / "python")
+    setup.install(root, venv, "cpu")
+    second = [("--index-url", setup.PYTORCH_CPU_INDEX, *setup.CPU_TORCH)]
+    expected = [tuple(setup.CPU_TORCH), *([] if configured_sources_have_torch else second), ("--editable", f"{root}[cpu,dev]")]
+    assert calls == expected
+
+
+def test_second_run_is_immediate() -> None:
+    """In the environment that runs these tests, set-up finds its stamp or says why not; it never half-installs."""
+    stamp = setup.ROOT / ".venv" / "setup.stamp"
+    if not stamp.is_file() or stamp.read_text() != setup.fingerprint(setup.ROOT, "cpu"):
+        pytest.skip("this environment was not made by jobs/setup.py with the Python that runs the tests")
+    before = (setup.ROOT / ".venv" / "setup.log").stat().st_mtime
+    subprocess.run([sys.executable, str(setup.ROOT / "jobs" / "setup.py")], check=True, timeout=10)
+    assert (setup.ROOT / ".venv" / "setup.log").stat().st_mtime == before

@@ -1,0 +1,122 @@
+"""The launcher: whose Ray it is, and that a job's log and exit status come through and nothing stays behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from jobs.submit import ROOT, LocalRay, SubmitError
+
+SUBMIT = [sys.executable, str(ROOT / "jobs" / "submit.py")]
+JOB = "import os, sys, time, mmsr_ray; print('root', mmsr_ray.__file__, flush=True); time.sleep(float(sys.argv[1])); sys.exit(int(sys.argv[2]))"
+
+
+def test_ports_belong_to_the_checkout() -> None:
+    here, there = LocalRay.of(Path("/home/a/mmsr")), LocalRay.of(Path("/home/b/mmsr"))
+    assert here == LocalRay.of(Path("/home/a/mmsr")) and here != there
+    assert all(20_000 <= ray.port < 30_000 and ray.port % 10 == 0 for ray in (here, there))
+    assert len(f"{here.folder}/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store") < 107
+
+
+def test_no_secret_is_on_the_command_line() -> None:
+    ray = LocalRay(20_000)
+    assert ray.environment()["RAY_AUTH_MODE"] == "token"
+    assert "token" not in " ".join(ray.command(8))
+
+
+@pytest.fixture
+def stranger() -> Iterator[int]:
+    """The port of a web server that is not Ray's."""
+
+    class Hello(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"hello")
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hello)
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield server.server_port
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_port_in_other_hands_is_said(stranger: int) -> None:
+    with pytest.raises(SubmitError, match="taken by another program"):
+        LocalRay(stranger).answers()
+    with pytest.raises(SubmitError, match="taken by another program"):
+        LocalRay(stranger - 1).start(num_cpus=1)
+
+
+def test_nothing_is_stopped_that_is_not_ours(tmp_path: Path) -> None:
+    ray = LocalRay(20_003)
+    bystander = subprocess.Popen(["sleep", "30"], start_new_session=True)
+    try:
+        with ray.locked():
+            (ray.folder / "pid").write_text(str(bystander.pid))  # the id of a dead head, given to another process
+            assert ray.pid() is None
+            ray.kill()
+        assert bystander.poll() is None
+    finally:
+        bystander.kill()
+        bystander.wait()
+        (ray.folder / "pid").unlink()
+
+
+def free_ports() -> int:
+    """First of four ports that are free now."""
+    for base in range(21_000 + os.getpid() % 500 * 10, 32_000, 10):
+        try:
+            for port in range(base, base + 4):
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", port))
+            return base
+        except OSError:
+            continue
+    raise RuntimeError("no free ports")
+
+
+def leftovers(ray: LocalRay) -> str:
+    shown = subprocess.run(["ps", "-eo", "pid,command"], capture_output=True, text=True, check=True).stdout
+    return "\n".join(line for line in shown.splitlines() if f"{ray.folder}/" in line)
+
+
+@pytest.mark.heavy
+def test_log_and_exit_status_come_through_and_the_head_goes(tmp_path: Path) -> None:
+    ray = LocalRay(free_ports())
+    command = [*SUBMIT, "--port", str(ray.port), "--num-cpus", "2", "--", "python", "-c", JOB, "0.5", "7"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)
+    assert done.returncode == 7, done.stderr
+    assert "_ray_pkg_" in done.stdout and "mmsr_ray/__init__.py" in done.stdout  # the job ran the code that was shipped
+    assert not ray.answers() and leftovers(ray) == ""
+
+
+@pytest.mark.heavy
+def test_sigterm_ends_job_and_head() -> None:
+    ray = LocalRay(free_ports())
+    command = [*SUBMIT, "--port", str(ray.port), "--num-cpus", "2", "--", "python", "-c", JOB, "300", "0"]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert running.stdout is not None
+        deadline = time.monotonic() + 90
+        while "root" not in running.stdout.readline():
+            assert time.monotonic() < deadline and running.poll() is None
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(60) == 143
+        assert not ray.answers() and leftovers(ray) == ""
+    finally:
+        running.kill()
+        subprocess.run([*SUBMIT, "--port", str(ray.port), "--stop"], check=True)
