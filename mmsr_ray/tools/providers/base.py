@@ -1,0 +1,109 @@
+"""What a provider is: one request to one service, typed on both sides.
+
+Promise: a provider neither waits, retries, caches nor counts (the guard does); it raises only ProviderError. `identity`
+tells two services apart in the cache. A provider that says NO_RESULTS has answered.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+from mmsr_ray.config import ProviderConfig
+from mmsr_ray.tools.errors import ProviderError, ToolsError
+from mmsr_ray.tools.http import Http
+from mmsr_ray.types import ToolFailure
+
+
+@dataclass(frozen=True, slots=True)
+class Lead:
+    """A search hit before its page or thumbnail is fetched. `thumbnail` is an http(s) or data: URL, "" for text."""
+
+    title: str
+    url: str
+    thumbnail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    title: str
+    text: str
+
+
+class Provider:
+    """`key` is "" where the service takes none."""
+
+    needs_url: ClassVar[bool] = True  # one service at `url`, which can be down
+    remote: ClassVar[bool] = True  # sends requests out of this process
+    key_required: ClassVar[bool] = True  # where config names a key_env; False: the key only raises the limits
+
+    def __init__(self, config: ProviderConfig, http: Http, key: str) -> None:
+        self.config, self.http, self._key = config, http, key
+        self.identity = f"{config.kind}|{config.url}|{config.model}"
+
+
+class ImageSearchProvider(Protocol):
+    identity: str
+
+    async def search(self, picture_url: str) -> list[Lead]: ...
+
+
+class TextSearchProvider(Protocol):
+    identity: str
+
+    async def search(self, query: str, limit: int) -> list[Lead]: ...
+
+
+class Reader(Protocol):
+    identity: str
+
+    async def read(self, url: str) -> Page: ...
+
+
+class Summariser(Protocol):
+    identity: str
+
+    async def summarise(self, page: str, question: str) -> str: ...
+
+
+class ImageHost(Protocol):
+    identity: str
+
+    async def upload(self, data: bytes) -> str: ...
+
+
+class Keys:
+    """Keys by service name; never shows them. Picklable: the driver reads its environment once, for all actors."""
+
+    def __init__(self, values: Mapping[str, str]) -> None:
+        self._values = dict(values)
+
+    def __repr__(self) -> str:
+        return f"Keys({', '.join(self._values)})"
+
+    def get(self, service: str) -> str:
+        return self._values.get(service, "")
+
+    def secrets(self) -> list[str]:
+        return list(self._values.values())
+
+
+def read_key(service: str, config: ProviderConfig, required: bool) -> str:
+    """The key from the variable that `key_env` names. Raises ToolsError when it is needed and missing."""
+    key = os.environ.get(config.key_env, "").strip() if config.key_env else ""
+    if required and config.key_env and not key:
+        raise ToolsError(
+            f"tools.{service} ({config.kind}) needs a key: set the environment variable {config.key_env}, "
+            f"or set tools.{service}.key_env='' if {config.url} takes none"
+        )
+    return key
+
+
+def rows(answer: dict[str, Any], field: str, service: str, *, expected: bool) -> list[dict[str, Any]]:
+    """The list of objects in `field`. Raises BAD_RESPONSE for another shape, or when it is `expected` and missing."""
+    value = answer.get(field, None if expected else [])
+    if not isinstance(value, list):
+        raise ProviderError(ToolFailure.BAD_RESPONSE, f"{service}: no list {field!r} in the answer")
+    return [row for row in value if isinstance(row, dict)]
