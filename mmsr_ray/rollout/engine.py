@@ -259,7 +259,9 @@ def engine_args(config: Config, store_name: str | None, seed: int) -> AsyncEngin
     from vllm.platforms import current_platform
 
     rollout, agent, model = config.rollout, config.agent, config.model
-    cpu = {"kv_cache_memory_bytes": rollout.kv_cache_gib << 30, "block_size": CPU_BLOCK} if current_platform.is_cpu() else {}
+    cpu: dict[str, Any] = (
+        {"kv_cache_memory_bytes": rollout.kv_cache_gib << 30, "block_size": CPU_BLOCK} if current_platform.is_cpu() else {}
+    )
     return AsyncEngineArgs(
         model=model.path,
         dtype=model.dtype,  # type: ignore[arg-type]
@@ -274,7 +276,10 @@ def engine_args(config: Config, store_name: str | None, seed: int) -> AsyncEngin
         generation_config="vllm",  # no sampling defaults from the model folder: they would bias the log-probs
         limit_mm_per_prompt={"image": 1 + agent.topk * max(1, agent.image_search_limit), "video": 0},
         # Pictures come in their final size; resizing here could only move them away from what the learner sees.
-        mm_processor_kwargs={"do_resize": False, "size": {"shortest_edge": 1, "longest_edge": max(model.max_pixels, model.thumbnail_max_pixels)}},
+        mm_processor_kwargs={
+            "do_resize": False,
+            "size": {"shortest_edge": 1, "longest_edge": max(model.max_pixels, model.thumbnail_max_pixels)},
+        },
         weight_transfer_config=None if store_name is None else WeightTransferConfig(backend="mmsr_object_store"),
         disable_log_stats=True,
         **cpu,

@@ -7,7 +7,7 @@ made them. They are passed inside lists: Ray then counts them, where a bare argu
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import ray
 from ray import ObjectRef
@@ -65,9 +65,14 @@ class WeightStore:
         return self._versions[version]
 
 
+def store_name(run: str) -> str:
+    """Name of a run's store, in the run's namespace."""
+    return f"weights-{run}"
+
+
 def start_store(name: str, namespace: str) -> ActorHandle:
     """A new, empty store that lives as long as the caller keeps the handle. Raises ValueError where the name is taken."""
-    return WeightStore.options(name=name, namespace=namespace).remote()
+    return cast(ActorHandle, WeightStore.options(name=name, namespace=namespace).remote())
 
 
 def find_store(name: str, namespace: str) -> ActorHandle:

@@ -12,12 +12,13 @@ go only {"version": int} and the store's name. vLLM loads it through the entry p
 from __future__ import annotations
 
 import json
+import logging
 import os
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray
 import torch
@@ -70,7 +71,7 @@ class ObjectStoreTransfer(WeightTransferEngine[StoreAddress, VersionToPull]):
 
     def init_transfer_engine(self, init_info: StoreAddress) -> None:
         if not ray.is_initialized():
-            ray.init(address=init_info.ray_address, namespace=init_info.namespace, log_to_driver=False, logging_level="error")
+            ray.init(address=init_info.ray_address, namespace=init_info.namespace, log_to_driver=False, logging_level=logging.ERROR)
         self._store = ray.get_actor(init_info.store, namespace=init_info.namespace)
         # Buckets are read-only memory; torch says so each time one is wrapped. Nothing here writes to them.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -97,7 +98,7 @@ class ObjectStoreTransfer(WeightTransferEngine[StoreAddress, VersionToPull]):
             names.extend(bucket)
             if not self._verified:
                 _verify_checksums(bucket)
-            self.model.load_weights(_tensors(bucket, self.device))
+            cast(Any, self.model).load_weights(_tensors(bucket, self.device))
             del bucket
         if not self._verified:
             self._verify_names(names)
@@ -162,7 +163,7 @@ def checkpoint_names(model: str, revision: str | None) -> set[str]:
 
 def _in_model_terms(model: torch.nn.Module, names: Iterable[str], tied: bool) -> set[str]:
     """Names as vLLM's model knows them: checkpoints of one model are spelled in several ways, depending on who saved them."""
-    mapper = model.hf_to_vllm_mapper if hasattr(model, "hf_to_vllm_mapper") else None
+    mapper: Any = model.hf_to_vllm_mapper if hasattr(model, "hf_to_vllm_mapper") else None
     mapped = set(mapper.apply_list(list(names)) if mapper is not None else names)
     # A tied head is the embedding: some write it out, some do not, and vLLM ignores it.
     return {name for name in mapped if not (tied and "lm_head." in name)}

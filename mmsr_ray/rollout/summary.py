@@ -1,0 +1,35 @@
+"""What the driver is told of a trajectory: numbers only. Pure."""
+
+from __future__ import annotations
+
+from mmsr_ray.types import Sample, ToolKind, Trajectory, TrajectorySummary
+
+
+def summarise(trajectory: Trajectory, sample: Sample) -> TrajectorySummary:
+    """Numbers of one trajectory. One without reward (an infrastructure error) counts as reward 0 and not correct."""
+    tokens, reward = trajectory.tokens, trajectory.reward
+    versions = tokens.versions[tokens.loss_mask]
+    results = [turn.tool for turn in trajectory.turns if turn.tool is not None]
+    return TrajectorySummary(
+        uid=trajectory.uid,
+        index=trajectory.index,
+        outcome=trajectory.outcome,
+        detail=trajectory.detail,
+        reward=reward.total if reward else 0.0,
+        correct=reward.correct if reward else False,
+        well_formed=reward.well_formed if reward else False,
+        image_searches=trajectory.calls(ToolKind.IMAGE),
+        text_searches=trajectory.calls(ToolKind.TEXT),
+        tool_failures=sum(not result.ok for result in results),
+        turns=len(trajectory.turns),
+        length=tokens.length,
+        sampled_tokens=int(tokens.loss_mask.sum()),
+        pictures=len(tokens.pictures),
+        version_min=int(versions.min()) if versions.size else -1,
+        version_max=int(versions.max()) if versions.size else -1,
+        generate_seconds=trajectory.generate_seconds,
+        tool_seconds=trajectory.tool_seconds,
+        cost_usd=sum(result.cost_usd for result in results),
+        need=sample.need,
+        source=sample.source,
+    )
