@@ -6,10 +6,10 @@ in every call, even where no token refers to a picture.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from types import MethodType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -26,9 +26,19 @@ class ModelError(ValueError):
     """A folder is not a model this learner can train."""
 
 
-@dataclass(frozen=True, slots=True)
-class PolicyOutput:
-    """float32 [S] each, in the order of the batch's sampled tokens; entropy is None unless asked for."""
+class Entropy(StrEnum):
+    """What to do about the entropy of the next-token distribution."""
+
+    NONE = "none"
+    MEASURED = "measured"  # a number without gradient
+    TRAINED = "trained"
+
+
+class PolicyOutput(NamedTuple):
+    """float32 [S] each, in the order of the batch's sampled tokens; entropy is None unless asked for.
+
+    A tuple, because DeepSpeed looks for the tensors to hook its backward pass to in tuples, lists and dicts only.
+    """
 
     logprobs: torch.Tensor
     entropy: torch.Tensor | None
@@ -52,7 +62,7 @@ class Policy(nn.Module):
             padding = 0
         return TokenIds(image_pad=config.image_token_id, padding=padding)
 
-    def forward(self, batch: MicroBatch, temperature: float = 1.0, with_entropy: bool = False) -> PolicyOutput:
+    def forward(self, batch: MicroBatch, temperature: float = 1.0, entropy: Entropy = Entropy.NONE) -> PolicyOutput:
         """Log-probs (natural, under `temperature`) of the batch's sampled tokens, and their entropy if asked for."""
         core = self.hf.model
         embedded = core.language_model.embed_tokens(batch.ids)
@@ -74,7 +84,7 @@ class Policy(nn.Module):
             inputs_embeds=flat.view_as(embedded), position_ids=batch.positions, attention_mask=None, use_cache=False, **packing
         )
         chosen = hidden.last_hidden_state.flatten(0, 1)[batch.predict_from]
-        return self._score(chosen, batch.targets, temperature, with_entropy)
+        return self._score(chosen, batch.targets, temperature, entropy)
 
     def _picture_features(self, batch: MicroBatch) -> torch.Tensor:
         visual = self.hf.model.visual
@@ -82,30 +92,32 @@ class Policy(nn.Module):
         # transformers 5 returns a structure whose pooler_output holds the merged features
         return features if isinstance(features, torch.Tensor) else features.pooler_output
 
-    def _score(self, hidden: torch.Tensor, targets: torch.Tensor, temperature: float, with_entropy: bool) -> PolicyOutput:
+    def _score(self, hidden: torch.Tensor, targets: torch.Tensor, temperature: float, entropy: Entropy) -> PolicyOutput:
         vocabulary = self.hf.config.text_config.vocab_size
         size = max(1, LOGIT_CHUNK_BYTES // (4 * vocabulary))
         if hidden.shape[0] <= size:
-            logprobs, entropy = _score_chunk(self.hf.lm_head, hidden, targets, temperature, with_entropy)
-            return PolicyOutput(logprobs, entropy)
+            return PolicyOutput(*_score_chunk(self.hf.lm_head, hidden, targets, temperature, entropy))
         # recomputed in the backward pass: logits of a long batch would be the largest tensor of the step
         parts = [
-            checkpoint(_score_chunk, self.hf.lm_head, h, t, temperature, with_entropy, use_reentrant=False)
+            checkpoint(_score_chunk, self.hf.lm_head, h, t, temperature, entropy, use_reentrant=False)
             for h, t in zip(hidden.split(size), targets.split(size), strict=True)
         ]
-        return PolicyOutput(torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]) if with_entropy else None)
+        return PolicyOutput(torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]) if entropy is not Entropy.NONE else None)
 
 
 def _score_chunk(
-    head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor, temperature: float, with_entropy: bool
+    head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor, temperature: float, entropy: Entropy
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     logits = head(hidden).float()
     if temperature != 1.0:
         logits = logits / temperature
     everything = torch.log_softmax(logits, dim=-1)
     logprobs = everything.gather(-1, targets[:, None]).squeeze(-1)
-    entropy = -(everything.exp() * everything).sum(-1) if with_entropy else None
-    return logprobs, entropy
+    if entropy is Entropy.NONE:
+        return logprobs, None
+    if entropy is Entropy.MEASURED:  # no graph: it would keep two more tensors of the logits' size alive
+        everything = everything.detach()
+    return logprobs, -(everything.exp() * everything).sum(-1)
 
 
 def _project_patches(self: nn.Conv3d, patches: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ import torch
 from mmsr_ray.config import LossConfig
 from mmsr_ray.learner.batch import MicroBatch, Row, collate
 from mmsr_ray.learner.losses import LossInputs, LossOutputs, grpo_loss, sft_loss, token_weights
-from mmsr_ray.learner.model import Policy
+from mmsr_ray.learner.model import Entropy, Policy
 from mmsr_ray.learner.pictures import PatchCache
 from mmsr_ray.learner.plan import Item, MiniBatch, Portion, UpdatePlan
 
@@ -56,7 +56,8 @@ def contribution(
     if loss not in ("grpo", "sft"):
         raise ValueError(f"loss {loss!r}: choose grpo or sft")
     sft = loss == "sft"
-    output = policy(batch, 1.0 if sft else temperature, with_entropy=not sft)
+    entropy = Entropy.NONE if sft else Entropy.TRAINED if config.entropy_coef else Entropy.MEASURED
+    output = policy(batch, 1.0 if sft else temperature, entropy)
     weights = token_weights(
         batch.row_of_token,
         batch.tokens_per_row,
@@ -71,7 +72,7 @@ def contribution(
         advantages=batch.advantages,
         weights=weights,
         reference=reference,
-        entropy=output.entropy if config.entropy_coef or output.entropy is None else output.entropy.detach(),
+        entropy=output.entropy,
     )
     return sft_loss(inputs) if sft else grpo_loss(inputs, config)
 
@@ -88,14 +89,18 @@ def fit(
 ) -> Iterator[dict[str, float]]:
     """Supervised training in one process with torch alone (world_size 1), one dict of metrics per optimiser step.
 
-    `plans` yields a plan and its rows, `rows[item.group][item.trajectory]`. Lazily: it goes on as it is consumed.
+    `plans` yields a plan and its rows, `rows[item.group][item.trajectory]`, whose advantages the plan's items override.
+    Lazily: it goes on as it is consumed.
     """
     device = device or torch.device("cpu")
     for plan, rows in plans:
         for mini in plan.minibatches:
             sums: dict[str, torch.Tensor] = {}
             for portion in mini.ranks[0]:
-                batch = collate_portion(portion, lambda item, rows=rows: rows[item.group][item.trajectory], policy, cache).to(device)
+def row_of(item: Item, rows: Sequence[Sequence[Row]] = rows) -> Row:
+                    return Row(rows[item.group][item.trajectory].tokens, item.advantage)
+
+                batch = collate_portion(portion, row_of, policy, cache).to(device)
                 with torch.autocast(device.type, dtype=autocast or torch.bfloat16, enabled=autocast is not None):
                     out = contribution(policy, batch, mini, loss="sft", config=LossConfig(), temperature=1.0)
                 out.loss.backward()
@@ -107,4 +112,8 @@ def fit(
             if torch.isfinite(norm):
                 optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            yield {name: float(value) for name, value in sums.items()} | {"grad_norm": float(norm), "lr": plan.lr, "skipped": float(not torch.isfinite(norm))}
+            yield {name: float(value) for name, value in sums.items()} | {
+                "grad_norm": float(norm),
+                "lr": plan.lr,
+                "skipped": float(not torch.isfinite(norm)),
+            }

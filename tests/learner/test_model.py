@@ -6,7 +6,7 @@ import torch
 
 from mmsr_ray.learner import model as model_module
 from mmsr_ray.learner.batch import BatchError, MicroBatch, Row, TokenIds, collate
-from mmsr_ray.learner.model import ModelError, Policy, load_policy, named_weights
+from mmsr_ray.learner.model import Entropy, ModelError, Policy, load_policy, named_weights
 from mmsr_ray.learner.pictures import PatchCache
 from tests.learner.conftest import IMAGE_PAD, make_config, make_policy, make_row
 
@@ -51,7 +51,7 @@ def test_logprobs_equal_transformers_row_by_row(policy: Policy, cache: PatchCach
 def gradients(policy: Policy, cache: PatchCache, cuts: list[list[Row]], packed: bool) -> dict[str, torch.Tensor]:
     policy.zero_grad()
     for rows in cuts:
-        output = policy(batch_of(policy, rows, cache, packed), with_entropy=True)
+        output = policy(batch_of(policy, rows, cache, packed), entropy=Entropy.TRAINED)
         assert output.entropy is not None
         (output.logprobs.sum() + output.entropy.sum()).backward()
     return {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
@@ -86,9 +86,9 @@ def test_each_distinct_picture_goes_through_the_tower_once(policy: Policy, cache
 
 def test_chunked_scores_equal_whole_ones(policy: Policy, cache: PatchCache, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = batch_of(policy, ROWS, cache)
-    whole = policy(batch, temperature=0.7, with_entropy=True)
+    whole = policy(batch, temperature=0.7, entropy=Entropy.TRAINED)
     monkeypatch.setattr(model_module, "LOGIT_CHUNK_BYTES", 4 * 300 * 5)
-    cut = policy(batch, temperature=0.7, with_entropy=True)
+    cut = policy(batch, temperature=0.7, entropy=Entropy.TRAINED)
     torch.testing.assert_close(cut.logprobs, whole.logprobs)
     torch.testing.assert_close(cut.entropy, whole.entropy)
 

@@ -1,0 +1,321 @@
+"""One rank of the learner: a Ray actor that holds a DeepSpeed engine around the policy.
+
+Promise: all ranks of a group call the same methods in the same order (collectives line up); a step whose gradients
+are not finite changes nothing and is reported as skipped; a checkpoint folder appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import ray
+import torch
+import torch.distributed as dist
+from huggingface_hub import save_torch_state_dict, snapshot_download
+from ray import ObjectRef
+from safetensors.torch import load_file, save_file
+
+from mmsr_ray.config import Config
+from mmsr_ray.learner.batch import Row
+from mmsr_ray.learner.model import Policy, load_policy, named_weights
+from mmsr_ray.learner.pictures import PatchCache, VisionGeometry
+from mmsr_ray.learner.plan import Item, MiniBatch, Portion, UpdatePlan
+from mmsr_ray.learner.step import collate_portion, contribution, score
+from mmsr_ray.types import Group
+from mmsr_ray.weights.publisher import Bucket, buckets
+
+logger = logging.getLogger(__name__)
+
+TAG = "learner"
+METRICS = ("loss", "policy_loss", "kl", "entropy", "clip_fraction", "mismatch_abs_mean", "tis_mean")
+SIDE_FILES = ("*.json", "*.txt", "*.jinja", "*.model")  # tokenizer, processor, chat template, configs
+
+
+class RankError(RuntimeError):
+    """A rank was asked for something that its state does not allow."""
+
+
+def deepspeed_config(config: Config) -> dict[str, Any]:
+    """DeepSpeed's settings. Buckets are large enough that a small model travels in one message."""
+    learner = config.learner
+    zero: dict[str, Any] = {"stage": learner.zero_stage, "overlap_comm": learner.gpus_per_rank > 0, "contiguous_gradients": True}
+    if learner.zero_stage in (1, 2):
+        zero |= {"reduce_bucket_size": 200_000_000, "allgather_bucket_size": 200_000_000}
+        # gloo has no reduce-scatter of its own: DeepSpeed would emulate it by one reduce per rank
+        zero |= {"reduce_scatter": learner.gpus_per_rank > 0}
+    if learner.zero_stage == 3:
+        zero |= {"stage3_gather_16bit_weights_on_model_save": False, "stage3_param_persistence_threshold": 100_000}
+    return {
+        "train_micro_batch_size_per_gpu": 1,  # rows are counted by the plan, not by DeepSpeed
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": learner.grad_clip,
+        "zero_optimization": zero,
+        "bf16": {"enabled": learner.dtype == "bfloat16", "check_grad_overflow": True},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 1 << 60,
+        "wall_clock_breakdown": False,
+    }
+
+
+class LearnerRank:
+    """Rank `rank` of `config.learner.world_size`. Made by LearnerGroup, which wraps it into a Ray actor."""
+
+    def __init__(self, rank: int, config: Config, model_path: str) -> None:
+        self._rank = rank
+        self._config = config
+        self._model_path = model_path
+        self._reference: Policy | None = None
+
+    # ------------------------------------------------------------------------------------------------ start
+
+    def address(self) -> tuple[str, int]:
+        """Where the other ranks meet this one: its IP and a free port."""
+        host = ray.util.get_node_ip_address()
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return host, probe.getsockname()[1]
+
+    def start(self, host: str, port: int) -> None:
+        """Join the process group and build the engine. Blocks until all ranks have."""
+        learner = self._config.learner
+        # LOCAL_RANK is 0 everywhere: an actor sees its own device only
+        os.environ.update(RANK=str(self._rank), LOCAL_RANK="0", WORLD_SIZE=str(learner.world_size), MASTER_ADDR=host, MASTER_PORT=str(port))
+        torch.set_num_threads(learner.threads)
+        torch.manual_seed(self._config.run.seed)
+        cuda = learner.device == "cuda" or (learner.device == "auto" and learner.gpus_per_rank > 0)
+        self._device = torch.device("cuda", 0) if cuda else torch.device("cpu")
+        deepspeed.utils.logger.setLevel(logging.WARNING)
+        timeout = datetime.timedelta(seconds=max(learner.update_seconds, learner.start_seconds))
+        deepspeed.init_distributed("nccl" if cuda else "gloo", timeout=timeout, verbose=False)
+        settings = deepspeed_config(self._config)
+        policy = self._build(settings)
+        optimizer = torch.optim.AdamW(
+            policy.parameters(), lr=0.0, betas=(learner.betas[0], learner.betas[1]), weight_decay=learner.weight_decay, fused=True
+        )
+        self._engine = deepspeed.initialize(model=policy, optimizer=optimizer, config=settings)[0]
+        self._cache = PatchCache(VisionGeometry.load(_local_folder(self._model_path)))
+
+    def _build(self, settings: dict[str, Any]) -> Policy:
+        learner = self._config.learner
+        dtype = torch.bfloat16 if learner.dtype == "bfloat16" else torch.float32
+        partition = None
+        if learner.zero_stage == 3:  # while this object lives, from_pretrained partitions every weight as it is read
+            from transformers.integrations.deepspeed import HfDeepSpeedConfig
+
+            partition = HfDeepSpeedConfig(settings)
+        policy = load_policy(self._model_path, dtype=dtype, gradient_checkpointing=learner.gradient_checkpointing)
+        del partition
+        return policy
+
+    @property
+    def _policy(self) -> Policy:
+        return self._engine.module
+
+    # ------------------------------------------------------------------------------------------------ update
+
+    def update(self, plan: UpdatePlan, refs: list[ObjectRef]) -> dict[str, float]:
+        """Carry out this rank's part of a plan. `refs[i]` is group i; only the needed ones are fetched."""
+        began = time.monotonic()
+        needed = plan.groups_of(self._rank)
+        fetched: list[Group] = ray.get([refs[i] for i in needed], timeout=self._config.learner.update_seconds)
+        self._groups = dict(zip(needed, fetched, strict=True))
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = plan.lr
+        # the first mini-batch trains on the weights that the others need their old log-probs from: its own are free
+        old = [None, *([self._score(self._policy_call, portion) for portion in mini.ranks[self._rank]] for mini in plan.minibatches[1:])]
+        tally = _Tally(self._device)
+        for mini, old_logprobs in zip(plan.minibatches, old, strict=False):
+            self._step(mini, plan, old_logprobs, tally)
+        self._groups = {}
+        metrics = tally.reduce()
+        metrics |= {"lr": plan.lr, "tokens": float(sum(item.length for item in plan.items)), "seconds": time.monotonic() - began}
+        return metrics
+
+    def _step(self, mini: MiniBatch, plan: UpdatePlan, old: list[torch.Tensor] | None, tally: _Tally) -> None:
+        portions = mini.ranks[self._rank]
+        kl = plan.loss == "grpo" and self._config.grpo.loss.kl_coef > 0 and self._reference is not None
+        for number, portion in enumerate(portions):
+            self._engine.set_gradient_accumulation_boundary(number == len(portions) - 1)
+            batch = self._collate(portion)
+            out = contribution(
+                self._policy_call,
+                batch,
+                mini,
+                loss=plan.loss,
+                config=self._config.grpo.loss,
+                temperature=self._config.rollout.temperature,
+                old=None if old is None else old[number],
+                reference=score(self._reference, batch, self._config.rollout.temperature) if kl and self._reference is not None else None,
+            )
+            # DeepSpeed averages gradients over ranks; the loss is already this rank's share of the sum
+            self._engine.backward(out.loss * self._config.learner.world_size, scale_wrt_gas=False)
+            tally.add(out.sums, out.maxima)
+        if self._finite_gradients():
+            self._engine.step()
+            skipped = bool(self._engine.optimizer.overflow) if hasattr(self._engine.optimizer, "overflow") else False
+        else:
+            self._engine.zero_grad()
+            skipped = True
+        norm = self._engine.get_global_grad_norm()
+        if skipped:
+            logger.warning("rank %d: gradients are not finite, the optimiser step was skipped", self._rank)
+        tally.step(0.0 if skipped or norm is None else float(norm), skipped)
+
+    def _policy_call(self, *args: Any) -> Any:
+        return self._engine(*args)
+
+    def _finite_gradients(self) -> bool:
+        """ZeRO checks in its own step; without it the reduced gradients lie on the parameters, equal on all ranks."""
+        if self._config.learner.zero_stage > 0:
+            return True
+        gradients = [p.grad for p in self._policy.parameters() if p.grad is not None]
+        return not gradients or bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients)))
+
+    def _score(self, policy: Any, portion: Portion) -> torch.Tensor:
+        return score(policy, self._collate(portion), self._config.rollout.temperature)
+
+    def _collate(self, portion: Portion) -> Any:
+        return collate_portion(portion, self._row, self._policy, self._cache).to(self._device)
+
+    def _row(self, item: Item) -> Row:
+        return Row(self._groups[item.group].trajectories[item.trajectory].tokens, item.advantage)
+
+    # ------------------------------------------------------------------------------------------------ weights
+
+    def _weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Whole tensors by checkpoint name, each valid until the next is asked for. A collective under ZeRO-3."""
+        for name, parameter in named_weights(self._policy).items():
+            with deepspeed.zero.GatheredParameters([parameter], enabled=self._config.learner.zero_stage == 3):
+                yield name, parameter.data
+
+    def publish(self, version: int) -> Iterator[Bucket]:
+        """Buckets of all weights in the engine's dtype (rank 0; a streaming generator, the caller owns what it yields)."""
+        dtype = getattr(torch, self._config.model.dtype)
+        logger.info("publishing weights, version %d", version)
+        yield from buckets(self._weights(), dtype, self._config.learner.bucket_bytes)
+
+    def gather(self) -> None:
+        """The other ranks' side of `publish` and `export`."""
+        for _ in self._weights():
+            pass
+
+    def set_reference(self) -> None:
+        """Freeze a copy of the current weights as the KL reference, in the dtype of compute."""
+        if self._reference is None:
+            dtype = torch.bfloat16 if self._config.learner.dtype == "bfloat16" else torch.float32
+            self._reference = load_policy(self._model_path, dtype=dtype).to(self._device).requires_grad_(False).eval()
+        target = named_weights(self._reference)
+        for name, tensor in self._weights():
+            target[name].data.copy_(tensor)
+
+    # ------------------------------------------------------------------------------------------------ disk
+
+    def save(self, folder: str) -> None:
+        """Write a checkpoint; all ranks write their shards, rank 0 the rest, and then gives it its name."""
+        final, partial = Path(folder), Path(f"{folder}.partial")
+        if self._rank == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        dist.barrier()
+        self._engine.save_checkpoint(str(partial), tag=TAG, save_latest=False)
+        if self._rank == 0:
+            if self._reference is not None:
+                save_file({n: p.data.contiguous() for n, p in named_weights(self._reference).items()}, partial / "reference.safetensors")
+            (partial / "learner.json").write_text(json.dumps(self._signature()))
+        dist.barrier()
+        if self._rank == 0:
+            if final.exists():
+                shutil.rmtree(final)
+            partial.rename(final)
+        dist.barrier()
+
+    def load(self, folder: str) -> None:
+        """Restore weights, optimiser and KL reference. Raises RankError when the checkpoint is of another shape."""
+        path = Path(folder)
+        if not (path / "learner.json").is_file():
+            raise RankError(f"{folder} is no learner checkpoint: it has no learner.json")
+        found, wanted = json.loads((path / "learner.json").read_text()), self._signature()
+        if found != wanted:
+            raise RankError(f"the checkpoint {folder} was written by {found}, this learner is {wanted}: set learner.* as it was")
+        self._engine.load_checkpoint(str(path), tag=TAG)
+        if (path / "reference.safetensors").is_file():
+            self.set_reference()
+            assert self._reference is not None
+            for name, tensor in load_file(path / "reference.safetensors").items():
+                named_weights(self._reference)[name].data.copy_(tensor)
+
+    def _signature(self) -> dict[str, Any]:
+        learner = self._config.learner
+        return {"world_size": learner.world_size, "zero_stage": learner.zero_stage, "dtype": learner.dtype}
+
+    def export(self, folder: str) -> None:
+        """Write a model folder (rank 0): weights as safetensors, every other file of the base model beside them."""
+        final, partial = Path(folder), Path(f"{folder}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        base = _local_folder(self._model_path)
+        for pattern in SIDE_FILES:
+            for file in base.glob(pattern):
+                if not file.name.endswith(".index.json"):
+                    shutil.copy2(file, partial / file.name)
+        weights = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in self._weights()}
+        save_torch_state_dict(weights, partial)
+        config = json.loads((partial / "config.json").read_text())
+        config.pop("torch_dtype", None)
+        config["dtype"] = self._config.learner.dtype
+        (partial / "config.json").write_text(json.dumps(config, indent=2))
+        if final.exists():
+            shutil.rmtree(final)
+        partial.rename(final)
+
+
+class _Tally:
+    """Sums of metrics over micro-batches, reduced over ranks once an update; skipped steps count for nothing else."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._sums = torch.zeros(len(METRICS), dtype=torch.float64, device=device)
+        self._current = torch.zeros_like(self._sums)
+        self._mismatch = torch.zeros(1, dtype=torch.float64, device=device)
+        self._norms: list[float] = []
+        self._skipped = 0
+
+    def add(self, sums: dict[str, torch.Tensor], maxima: dict[str, torch.Tensor]) -> None:
+        for position, name in enumerate(METRICS):
+            if name in sums:
+                self._current[position] += sums[name]
+        if "mismatch_max" in maxima:
+            self._mismatch = torch.maximum(self._mismatch, maxima["mismatch_max"].double().reshape(1))
+
+    def step(self, norm: float, skipped: bool) -> None:
+        self._skipped += skipped
+        if not skipped:
+            self._norms.append(norm)
+            self._sums += self._current
+        self._current.zero_()
+
+    def reduce(self) -> dict[str, float]:
+        """Means over the update's mini-batches. A collective."""
+        dist.all_reduce(self._sums)
+        dist.all_reduce(self._mismatch, op=dist.ReduceOp.MAX)
+        steps = max(len(self._norms), 1)
+        metrics = {name: float(value) / steps for name, value in zip(METRICS, self._sums.tolist(), strict=True)}
+        metrics["mismatch_max"] = float(self._mismatch)
+        metrics["grad_norm"] = sum(self._norms) / steps
+        metrics["skipped"] = float(self._skipped)
+        return metrics
+
+
+def _local_folder(model_path: str) -> Path:
+    """The folder of a model given by folder or hub id; only the small files are fetched."""
+    path = Path(model_path)
+    return path if path.is_dir() else Path(snapshot_download(model_path, allow_patterns=list(SIDE_FILES)))

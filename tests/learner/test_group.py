@@ -1,0 +1,185 @@
+"""The DeepSpeed ranks against a plain torch loop on the same rows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
+
+from mmsr_ray.config import Config, DataConfig, LearnerConfig, ModelConfig
+from mmsr_ray.learner.batch import Row
+from mmsr_ray.learner.group import LearnerError, LearnerGroup
+from mmsr_ray.learner.model import load_policy, named_weights
+from mmsr_ray.learner.pictures import PatchCache, VisionGeometry
+from mmsr_ray.learner.plan import Item, UpdatePlan, plan_update
+from mmsr_ray.learner.step import fit
+from mmsr_ray.types import Group, Outcome, Sample, Trajectory
+from tests.learner.conftest import make_policy, make_row
+
+pytestmark = pytest.mark.heavy
+ROWS = [make_row(i, length=30 + 9 * i, pictures=() if i == 3 else ((56, 56, i), (28, 28, 50)), advantage=(-1.0) ** i) for i in range(6)]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory, processor: Qwen2VLImageProcessor) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    make_policy().hf.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    (folder / "chat_template.jinja").write_text("template")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    ray.init(num_cpus=4, include_dashboard=False, object_store_memory=200 << 20, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def settings(base: Path, zero_stage: int) -> Config:
+    learner = LearnerConfig(
+        world_size=2, cpus_per_rank=0.5, zero_stage=zero_stage, bucket_bytes=100_000, update_seconds=60, start_seconds=120
+    )
+    return Config(model=ModelConfig(path=str(base), dtype="float32"), data=DataConfig(train="", test=""), learner=learner)
+
+
+def make_group(rows: list[Row]) -> Group:
+    sample = Sample("u", "q", b"", ("a",))
+    made = [Trajectory("u", i, "on_demand", "q", (), Outcome.OK, "", "a", row.tokens) for i, row in enumerate(rows)]
+    return Group("u", 0, sample, tuple(made))
+
+
+def make_plan(loss: str, *, world_size: int = 2, lr: float = 1e-3, minibatches: int = 1, advantage: float | None = None) -> UpdatePlan:
+    items = [
+        Item(i // 2, i % 2, row.advantage if advantage is None else advantage, row.tokens.length, int(row.tokens.loss_mask.sum()))
+        for i, row in enumerate(ROWS)
+    ]
+    return plan_update(items, world_size=world_size, micro_batch_tokens=120, minibatches=minibatches, loss=loss, lr=lr)
+
+
+def put_groups() -> list[ray.ObjectRef]:
+    return [ray.put(make_group(ROWS[i : i + 2])) for i in (0, 2, 4)]
+
+
+def weights_of(group: LearnerGroup, version: int = 0) -> dict[str, torch.Tensor]:
+    refs = group.publish(version)
+    assert len(refs) > 1
+    return {name: packed.tensor().clone() for bucket in ray.get(refs) for name, packed in bucket.items()}
+
+
+def torch_only(base: Path, config: Config, steps: int) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    """What one process with plain torch makes of the same supervised steps."""
+    policy = load_policy(base)
+    optimizer = torch.optim.AdamW(policy.parameters(), weight_decay=config.learner.weight_decay)
+    rows = [ROWS[i : i + 2] for i in (0, 2, 4)]
+    plan = make_plan("sft", world_size=1, advantage=1.0)
+    metrics = list(fit(policy, optimizer, iter([(plan, rows)] * steps), PatchCache(VisionGeometry.load(base))))
+    return {name: p.detach() for name, p in named_weights(policy).items()}, metrics[-1]
+
+
+def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float = 0.0) -> None:
+    assert set(found) == set(expected)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_zero_2_trains_publishes_skips_saves_and_recovers(base: Path, cluster: None, tmp_path: Path) -> None:
+    config = settings(base, 2)
+    group = LearnerGroup(config, str(base))
+    group.start()
+    refs = put_groups()
+    assert_same(weights_of(group), {name: p.detach() for name, p in named_weights(load_policy(base)).items()})
+
+    # two ranks with two micro-batches each take the same steps as one plain process
+    for _ in range(3):
+        metrics = group.update(make_plan("sft", advantage=1.0), refs)
+    expected, expected_metrics = torch_only(base, config, 3)
+    assert metrics["loss"] == pytest.approx(expected_metrics["loss"], rel=1e-4)
+    assert metrics["grad_norm"] == pytest.approx(expected_metrics["grad_norm"], rel=1e-3)
+    assert metrics["tokens"] == sum(row.tokens.length for row in ROWS)
+    trained = weights_of(group, 1)
+    assert_same(trained, expected, 3e-4)
+
+    # grpo over several mini-batches, with the frozen model in the loss
+    group.set_reference()
+    group.save(tmp_path / "checkpoint")
+    assert not (tmp_path / "checkpoint.partial").exists()
+    first = group.update(make_plan("grpo", minibatches=3), refs)
+    second = group.update(make_plan("grpo"), refs)
+    assert set(first) >= {
+        "loss",
+        "policy_loss",
+        "kl",
+        "entropy",
+        "clip_fraction",
+        "mismatch_abs_mean",
+        "mismatch_max",
+        "tis_mean",
+        "grad_norm",
+        "lr",
+        "tokens",
+    }
+    assert first["kl"] > 0
+    assert second["kl"] > first["kl"]
+    assert first["entropy"] > 0
+    assert (first["skipped"], second["clip_fraction"]) == (0.0, 0.0)
+
+    # a step that is not finite changes nothing
+    before = weights_of(group, 2)
+    metrics = group.update(make_plan("grpo", advantage=float("nan")), refs)
+    assert metrics["skipped"] == 1.0
+    assert_same(weights_of(group, 3), before)
+
+    # the exported folder is the model, side files included
+    group.export(tmp_path / "exported")
+    again = Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path / "exported")
+    assert_same({name: p.detach() for name, p in again.named_parameters()}, before)
+    assert (tmp_path / "exported" / "chat_template.jinja").read_text() == "template"
+    assert VisionGeometry.load(tmp_path / "exported") == VisionGeometry.load(base)
+
+    # a dead rank is an error at once, and the group comes back as it was saved, optimiser and reference included
+    ray.kill(group.ranks[1])
+    with pytest.raises(LearnerError, match="update failed"):
+        group.update(make_plan("grpo"), refs)
+    group.restart(tmp_path / "checkpoint")
+    assert_same(weights_of(group, 4), trained)
+    repeated = group.update(make_plan("grpo", minibatches=3), refs)
+    assert repeated["kl"] == pytest.approx(first["kl"], rel=1e-3)
+    assert repeated["loss"] == pytest.approx(first["loss"], rel=1e-3, abs=1e-6)
+    with pytest.raises(LearnerError, match="no learner checkpoint"):
+        group.load(tmp_path / "nowhere")
+    group.shutdown()
+    with pytest.raises(LearnerError, match="call start"):
+        group.update(make_plan("grpo"), refs)
+
+
+def test_zero_3_takes_the_same_steps(base: Path, cluster: None, tmp_path: Path) -> None:
+    config = settings(base, 3)
+    group = LearnerGroup(config, str(base))
+    group.start()
+    refs = put_groups()
+    for _ in range(2):
+        group.update(make_plan("sft", advantage=1.0), refs)
+    expected, _ = torch_only(base, config, 2)
+    assert_same(weights_of(group), expected, 3e-4)
+    group.set_reference()
+    metrics = group.update(make_plan("grpo", minibatches=2), refs)
+    assert metrics["skipped"] == 0
+    before = weights_of(group)
+    assert group.update(make_plan("grpo", advantage=float("nan")), refs)["skipped"] == 1.0
+    assert_same(weights_of(group), before)
+    group.save(tmp_path / "checkpoint")
+    group.export(tmp_path / "exported")
+    again = Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path / "exported")
+    assert_same({name: p.detach() for name, p in again.named_parameters()}, before)
+    group.update(make_plan("grpo"), refs)
+    group.load(tmp_path / "checkpoint")
+    assert_same(weights_of(group), before)
+    group.shutdown()
