@@ -89,7 +89,7 @@ class Conversation:
             raise QuestionError(
                 f"question and picture make {delta.expanded} tokens: at most {limit} are accepted (agent.max_prompt_tokens)"
             )
-        self.transcript.add_user(delta)
+        return delta
 
     def tell(self, pieces: Sequence[Piece]) -> None:
         """A later message, or the first with search results in it; ends the episode when no token would be left to reply with."""

@@ -74,7 +74,7 @@ def _strict_kind(text: str) -> str:
     if (images, texts, answers) == (1, (0, 0), (0, 0)):
         return "image" if after_reason.endswith(IMAGE_SEARCH) else "malformed"
     if (images, texts, answers) == (0, (1, 1), (0, 0)):
-        return "text" if TEXT_OPEN in after_reason and text.endswith(TEXT_CLOSE) else "malformed"
+        return "text" if TEXT_OPEN in after_reason and isinstance(parse_turn(text), TextSearch) else "malformed"
     return "malformed"
 
 

@@ -307,7 +307,6 @@ def validate_sealed(sealed: SealedTokens, *, pad_id: int, merge: int, banned: Se
     """Every promise of `SealedTokens`, checked. Raises SealError naming the broken one."""
     n, mask = sealed.length, sealed.loss_mask
     checks = {
-        "empty transcript": n > 0,
         "arrays differ in length": all(a.shape == (n,) for a in (mask, sealed.logprobs, sealed.versions)),
         "wrong dtypes": [a.dtype for a in (sealed.ids, mask, sealed.logprobs, sealed.versions, sealed.grids)]
         == [np.int32, np.bool_, np.float32, np.int32, np.int32],

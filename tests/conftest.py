@@ -1,0 +1,17 @@
+"""Fixtures shared by all rooms: the tiny policy, built once a session."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+
+import pytest
+
+from mmsr_ray.atlas.policy import build_policy
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random tiny Qwen2.5-VL with tokenizer, processor files and chat template."""
+    return build_policy(tmp_path_factory.mktemp("tiny-model"))

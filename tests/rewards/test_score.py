@@ -1,0 +1,95 @@
+"""The reward table of spec §3.1 and its options."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mmsr_ray.agent.grammar import parse_turn
+from mmsr_ray.config import AgentConfig, RewardConfig
+from mmsr_ray.rewards.score import score
+from mmsr_ray.types import Answer, Outcome, Reward, Sample, SealedTokens, TextSearch, ToolKind, ToolResult, Trajectory, Turn
+
+IMAGE = "<reason>who</reason><search><img></search>"
+TEXT = "<reason>when</reason><text_search>q</text_search>"
+RIGHT = "<reason>so</reason><answer>Paris</answer>"
+WRONG = "<reason>so</reason><answer>Rome</answer>"
+SAMPLE = Sample("u", "Where?", b"", ("Paris", "City of Light"))
+PATHS = AgentConfig().allowed_paths
+TOKENS = SealedTokens(*(np.zeros(0) for _ in range(5)), ())
+
+
+def trajectory(*texts: str, outcome: Outcome | None = None, workflow: str = "on_demand") -> Trajectory:
+    actions = [parse_turn(text) for text in texts]
+    last = actions[-1]
+    ended = Outcome.OK if isinstance(last, Answer) else Outcome.POLICY_ERROR
+    answer = last.text if isinstance(last, Answer) and outcome in (None, Outcome.OK) else None
+    turns = tuple(Turn(text, action, 1, True) for text, action in zip(texts, actions, strict=True))
+    return Trajectory("u", 0, workflow, SAMPLE.question, turns, outcome or ended, "", answer, TOKENS)
+
+
+def rewarded(*texts: str, step: int = 1, outcome: Outcome | None = None, **settings: object) -> Reward:
+    return score(trajectory(*texts, outcome=outcome), SAMPLE, RewardConfig(**settings), PATHS, step)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("texts", "total"),
+    [
+        ([RIGHT], 1.0),
+        ([IMAGE, RIGHT], 0.91),
+        ([IMAGE, TEXT, RIGHT], 0.91),
+        (["<answer>the city of light</answer>"], 0.9),
+        ([TEXT, TEXT, RIGHT], 0.81),
+        ([TEXT, IMAGE, RIGHT], 0.81),
+        ([WRONG], 0.1),
+        ([IMAGE, TEXT, WRONG], 0.1),
+        (["<answer>Rome</answer>"], 0.0),
+        ([IMAGE, TEXT, TEXT], 0.0),
+        (["Unable to answer due to lack of relevant information"], 0.0),
+        (["<reason>or <search><img></search>?</reason><answer>Paris</answer>"], 0.81),  # a mention counts, spec §3.5
+    ],
+)
+def test_the_table(texts: list[str], total: float) -> None:
+    assert rewarded(*texts).total == pytest.approx(total)
+
+
+def test_parts() -> None:
+    assert rewarded(IMAGE, TEXT, RIGHT) == Reward(pytest.approx(0.91), correct=True, well_formed=True, searches_counted=2)
+    assert rewarded(WRONG) == Reward(pytest.approx(0.1), correct=False, well_formed=True, searches_counted=0)
+
+
+def test_per_call() -> None:
+    assert rewarded(IMAGE, TEXT, RIGHT, per_call=True).total == pytest.approx(0.9 * 0.81 + 0.1)
+    assert rewarded(IMAGE, RIGHT, per_call=True).total == pytest.approx(0.91)
+
+
+@pytest.mark.parametrize(("step", "factor"), [(0, 1.1), (1, 1.1), (6, 1.0), (11, 0.9), (99, 0.9)])
+def test_warm_up_goes_from_bonus_to_penalty(step: int, factor: float) -> None:
+    assert rewarded(IMAGE, RIGHT, step=step, penalty_warmup_steps=10).total == pytest.approx(0.9 * factor + 0.1)
+    assert rewarded(RIGHT, step=step, penalty_warmup_steps=10).total == pytest.approx(1.0)
+
+
+def test_weights_and_matcher_are_settings() -> None:
+    assert rewarded(IMAGE, RIGHT, format_weight=0.0, search_penalty=0.5).total == pytest.approx(0.5)
+    long = "<reason>so</reason><answer>It is Paris</answer>"
+    assert not rewarded(long).correct
+    assert rewarded(long, match="subem").correct
+
+
+def test_a_capped_turn_earns_nothing_even_if_it_looks_right() -> None:
+    assert rewarded(RIGHT, outcome=Outcome.POLICY_ERROR).total == 0.0
+
+
+def test_infrastructure_has_no_reward() -> None:
+    with pytest.raises(ValueError, match="infrastructure error"):
+        rewarded(IMAGE, outcome=Outcome.INFRA_ERROR)
+
+
+def test_workflows_without_tags() -> None:
+    result = ToolResult(ToolKind.TEXT, "q")
+    turns = (Turn("q", TextSearch("q"), 1, True, result), Turn("Paris", Answer("Paris"), 1, True))
+    rag = Trajectory("u", 0, "rag", "Where?", turns, Outcome.OK, "", "Paris", TOKENS)
+    reward = score(rag, SAMPLE, RewardConfig(), PATHS, 1)
+    assert (reward.correct, reward.well_formed, reward.searches_counted) == (True, True, 1)
+    failed = Trajectory("u", 0, "direct", "Where?", (), Outcome.POLICY_ERROR, "", None, TOKENS)
+    assert score(failed, SAMPLE, RewardConfig(), PATHS, 1).total == 0.0
