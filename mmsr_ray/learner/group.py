@@ -19,7 +19,6 @@ from ray.exceptions import GetTimeoutError, RayError
 
 from mmsr_ray.config import Config
 from mmsr_ray.learner.plan import UpdatePlan
-from mmsr_ray.learner.rank import LearnerRank
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +46,8 @@ class LearnerGroup:
 
     def start(self) -> None:
         """Create the ranks and build their engines."""
+        from mmsr_ray.learner.rank import LearnerRank  # here, because importing DeepSpeed takes seconds
+
         if self._ranks:
             raise LearnerError("the learner group runs already: call restart or shutdown")
         learner = self._config.learner

@@ -97,7 +97,8 @@ def fit(
         for mini in plan.minibatches:
             sums: dict[str, torch.Tensor] = {}
             for portion in mini.ranks[0]:
-def row_of(item: Item, rows: Sequence[Sequence[Row]] = rows) -> Row:
+
+                def row_of(item: Item, rows: Sequence[Sequence[Row]] = rows) -> Row:
                     return Row(rows[item.group][item.trajectory].tokens, item.advantage)
 
                 batch = collate_portion(portion, row_of, policy, cache).to(device)
