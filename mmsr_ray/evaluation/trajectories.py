@@ -1,0 +1,227 @@
+"""Trajectories as parquet: what the policy wrote, what it searched, what came back, and all the pictures.
+
+Promise: a file holds everything a reader needs to judge an episode by eye, and nothing else (no token arrays); it appears
+whole or not at all, and several writers may share a folder. Reading gives plain `StoredTrajectory` values back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mmsr_ray.types import (
+    Action,
+    Answer,
+    Group,
+    ImageHit,
+    ImageSearch,
+    Malformed,
+    Sample,
+    TextHit,
+    TextSearch,
+    ToolResult,
+    Trajectory,
+    Turn,
+)
+
+ROW_GROUP = 16  # rows: a row carries half a dozen pictures
+
+HIT = pa.struct([("title", pa.string()), ("url", pa.string()), ("summary", pa.string()), ("thumbnail", pa.binary())])
+TURN = pa.struct(
+    [
+        ("text", pa.string()),
+        ("action", pa.string()),  # image_search | text_search | answer | malformed
+        ("query", pa.string()),  # of a text search
+        ("tool", pa.string()),  # kind of the executed call, null where none was made
+        ("failure", pa.string()),
+        ("detail", pa.string()),  # why the tool failed or the turn is malformed
+        ("cached", pa.bool_()),
+        ("tool_seconds", pa.float64()),
+        ("tokens", pa.int32()),
+        ("hits", pa.list_(HIT)),
+    ]
+)
+SCHEMA = pa.schema(
+    [
+        ("uid", pa.string()),
+        ("index", pa.int32()),  # which rollout of its group
+        ("split", pa.string()),
+        ("step", pa.int32()),  # training step, null in an evaluation
+        ("workflow", pa.string()),
+        ("question", pa.string()),
+        ("answers", pa.list_(pa.string())),
+        ("need", pa.string()),
+        ("source", pa.string()),
+        ("picture", pa.binary()),  # the user's, as encoded in the data set
+        ("outcome", pa.string()),
+        ("detail", pa.string()),
+        ("answer", pa.string()),
+        ("reward", pa.float64()),  # null where none was given (infra errors)
+        ("correct", pa.bool_()),
+        ("well_formed", pa.bool_()),
+        ("turns", pa.list_(TURN)),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredHit:
+    title: str
+    url: str
+    summary: str  # text hits only
+    thumbnail: bytes | None  # image hits only, PNG
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTurn:
+    """Fields as in the column `turns` of `SCHEMA`."""
+
+    text: str
+    action: str
+    query: str | None
+    tool: str | None
+    failure: str | None
+    detail: str | None
+    cached: bool
+    tool_seconds: float
+    tokens: int
+    hits: tuple[StoredHit, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTrajectory:
+    """Fields as in `SCHEMA`."""
+
+    uid: str
+    index: int
+    split: str
+    step: int | None
+    workflow: str
+    question: str
+    answers: tuple[str, ...]
+    need: str | None
+    source: str
+    picture: bytes
+    outcome: str
+    detail: str
+    answer: str | None
+    reward: float | None
+    correct: bool | None
+    well_formed: bool | None
+    turns: tuple[StoredTurn, ...]
+
+
+def write_trajectories(path: str | Path, pairs: Iterable[tuple[Sample, Trajectory]], *, split: str, step: int | None = None) -> int:
+    """Write one parquet file of (sample, trajectory) pairs; returns the number of rows. `step` is None in an evaluation."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    written = 0
+    with pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer:
+        chunk: list[dict[str, Any]] = []
+        for sample, trajectory in pairs:
+            chunk.append(_row(sample, trajectory, split, step))
+            written += 1
+            if len(chunk) == ROW_GROUP:
+                writer.write_table(pa.Table.from_pylist(chunk, schema=SCHEMA))
+                chunk = []
+        if chunk:
+            writer.write_table(pa.Table.from_pylist(chunk, schema=SCHEMA))
+    partial.replace(path)
+    return written
+
+
+def write_groups(folder: str | Path, groups: Iterable[Group], *, step: int) -> Path:
+    """Write the trajectories of training groups as `folder`/step_<step>.parquet."""
+    path = Path(folder) / f"step_{step:06d}.parquet"
+    write_trajectories(
+        path, ((group.sample, trajectory) for group in groups for trajectory in group.trajectories), split="train", step=step
+    )
+    return path
+
+
+def read_trajectories(path: str | Path, limit: int = 0) -> Iterator[StoredTrajectory]:
+    """Rows of a file, or of every *.parquet of a folder by name; at most `limit` where it is > 0. Streams."""
+    path = Path(path)
+    count = 0
+    for file in sorted(path.glob("*.parquet")) if path.is_dir() else [path]:
+        for batch in pq.ParquetFile(file).iter_batches(batch_size=ROW_GROUP):
+            for row in batch.to_pylist():
+                yield _stored(row)
+                count += 1
+                if count == limit:
+                    return
+
+
+def _row(sample: Sample, trajectory: Trajectory, split: str, step: int | None) -> dict[str, Any]:
+    reward = trajectory.reward
+    return {
+        "uid": trajectory.uid,
+        "index": trajectory.index,
+        "split": split,
+        "step": step,
+        "workflow": trajectory.workflow,
+        "question": trajectory.question,
+        "answers": list(sample.answers),
+        "need": None if sample.need is None else sample.need.value,
+        "source": sample.source,
+        "picture": sample.image,
+        "outcome": trajectory.outcome.value,
+        "detail": trajectory.detail,
+        "answer": trajectory.answer,
+        "reward": None if reward is None else reward.total,
+        "correct": None if reward is None else reward.correct,
+        "well_formed": None if reward is None else reward.well_formed,
+        "turns": [_turn(turn) for turn in trajectory.turns],
+    }
+
+
+def _turn(turn: Turn) -> dict[str, Any]:
+    action, query, why = _action(turn.action)
+    tool = turn.tool
+    return {
+        "text": turn.text,
+        "action": action,
+        "query": query,
+        "tool": None if tool is None else tool.kind.value,
+        "failure": None if tool is None or tool.failure is None else tool.failure.value,
+        "detail": why if tool is None else tool.detail,
+        "cached": tool is not None and tool.cached,
+        "tool_seconds": 0.0 if tool is None else tool.seconds,
+        "tokens": turn.tokens,
+        "hits": [] if tool is None else _hits(tool),
+    }
+
+
+def _action(action: Action) -> tuple[str, str | None, str | None]:
+    """(name, query, why malformed)."""
+    match action:
+        case ImageSearch():
+            return "image_search", None, None
+        case TextSearch(query):
+            return "text_search", query, None
+        case Answer():
+            return "answer", None, None
+        case Malformed(why):
+            return "malformed", None, why
+
+
+def _hits(tool: ToolResult) -> list[dict[str, Any]]:
+    rows = []
+    for hit in tool.hits:
+        match hit:
+            case ImageHit():
+                rows.append({"title": hit.title, "url": hit.url, "summary": "", "thumbnail": hit.thumbnail.data})
+            case TextHit():
+                rows.append({"title": hit.title, "url": hit.url, "summary": hit.summary, "thumbnail": None})
+    return rows
+
+
+def _stored(row: dict[str, Any]) -> StoredTrajectory:
+    turns = tuple(StoredTurn(**{**turn, "hits": tuple(StoredHit(**hit) for hit in turn["hits"])}) for turn in row["turns"])
+    return StoredTrajectory(**{**row, "answers": tuple(row["answers"]), "turns": turns})
