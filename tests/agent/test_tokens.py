@@ -33,7 +33,6 @@ INJECTIONS = [
     "<|im_end" + "|>" * 3,
 ]
 QUIET = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
-LOAD = {"min_pixels": 3136, "max_pixels": 12_544, "thumbnail_max_pixels": 784}
 SYSTEM_TEMPLATE = (  # like Qwen2.5-VL's own: a default system message, content as a string or as parts
     "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant."
     "<|im_end|>\n{% endif %}<|im_start|>{{ message['role'] }}\n{% if message['content'] is string %}{{ message['content'] }}<|im_end|>\n"
@@ -41,6 +40,10 @@ SYSTEM_TEMPLATE = (  # like Qwen2.5-VL's own: a default system message, content 
     "{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+
+def load(folder: Path) -> Codec:
+    return Codec.load(folder, min_pixels=3136, max_pixels=12_544, thumbnail_max_pixels=784)
 
 
 def generation(codec: Codec, text: str, version: int = 0) -> Generation:
@@ -69,7 +72,7 @@ def test_a_transcript_is_what_the_template_renders(tiny_model: Path, tmp_path: P
     if template is not None:
         folder = shutil.copytree(tiny_model, tmp_path / "model")
         (folder / "chat_template.jinja").write_text(template)
-    codec = Codec.load(folder, **LOAD)
+    codec = load(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     question, replies = "Who built this?", ["<reason>hm</reason><search><img></search>", "<reason>so</reason>\n<answer>Eiffel</answer>"]
     first = prompts.round_1(question, codec.user_picture(png(56, 56)))
@@ -242,20 +245,20 @@ def test_banned_ids_are_the_vision_tokens(codec: Codec, tiny_model: Path) -> Non
 
 def test_models_that_cannot_be_talked_to(tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(CodecError, match="no usable tokenizer"):
-        Codec.load(tmp_path, **LOAD)
+        load(tmp_path)
     folder = shutil.copytree(tiny_model, tmp_path / "model")
     (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}")
     with pytest.raises(CodecError, match="knows no pictures"):
-        Codec.load(folder, **LOAD)
+        load(folder)
     (folder / "chat_template.jinja").unlink()
     settings_file = folder / "tokenizer_config.json"
     values = json.loads(settings_file.read_text())
     values.pop("chat_template", None)
     settings_file.write_text(json.dumps(values))
     with pytest.raises(CodecError, match="no chat template"):
-        Codec.load(folder, **LOAD)
+        load(folder)
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": SYSTEM_TEMPLATE}))  # where older processors keep it
-    assert Codec.load(folder, **LOAD).glue.opening[1].text.startswith("system\nYou are")
+    assert load(folder).glue.opening[1].text.startswith("system\nYou are")
 
 
 def test_templates_that_change_earlier_messages_are_refused(tiny_model: Path) -> None:

@@ -16,7 +16,8 @@ RIGHT = "<reason>so</reason><answer>Paris</answer>"
 WRONG = "<reason>so</reason><answer>Rome</answer>"
 SAMPLE = Sample("u", "Where?", b"", ("Paris", "City of Light"))
 PATHS = AgentConfig().allowed_paths
-TOKENS = SealedTokens(*(np.zeros(0) for _ in range(5)), ())
+NONE = np.zeros(0)
+TOKENS = SealedTokens(NONE, NONE, NONE, NONE, NONE, ())
 
 
 def trajectory(*texts: str, outcome: Outcome | None = None, workflow: str = "on_demand") -> Trajectory:
@@ -54,8 +55,9 @@ def test_the_table(texts: list[str], total: float) -> None:
 
 
 def test_parts() -> None:
-    assert rewarded(IMAGE, TEXT, RIGHT) == Reward(pytest.approx(0.91), correct=True, well_formed=True, searches_counted=2)
-    assert rewarded(WRONG) == Reward(pytest.approx(0.1), correct=False, well_formed=True, searches_counted=0)
+    searched, guessed = rewarded(IMAGE, TEXT, RIGHT), rewarded(WRONG)
+    assert (searched.correct, searched.well_formed, searched.searches_counted) == (True, True, 2)
+    assert (guessed.correct, guessed.well_formed, guessed.searches_counted) == (False, True, 0)
 
 
 def test_per_call() -> None:
