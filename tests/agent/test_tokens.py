@@ -268,3 +268,15 @@ def test_templates_that_change_earlier_messages_are_refused(tiny_model: Path) ->
         derive_glue(tokenizer, moody, "<|image_pad|>")
     with pytest.raises(CodecError, match=r"does not write one <\|image_pad\|>"):
         derive_glue(tokenizer, SYSTEM_TEMPLATE.replace("<|image_pad|>", ""), "<|image_pad|>")
+
+
+def test_added_tokens_that_are_not_special_are_broken_up_too(tiny_model: Path, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.add_tokens(["<tool_call>"])  # Qwen2.5 has such: plain to the tokenizer, meaningful to the model
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    tokenizer.save_pretrained(folder)
+    codec, token = load(folder), tokenizer.convert_tokens_to_ids("<tool_call>")
+    transcript = Transcript(codec)
+    transcript.add_user([Own("<tool_call>"), Foreign("a <tool_call> b")])
+    assert transcript.compact_ids().count(token) == 1  # ours alone
+    assert "a < tool_call> b" in codec.decode_turn(transcript.compact_ids())
