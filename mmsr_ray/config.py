@@ -89,9 +89,13 @@ class ProviderConfig:
 
 @dataclass
 class ToolsConfig:
-    image_search: ProviderConfig = field(default_factory=lambda: ProviderConfig(kind="serpapi_lens", url="https://serpapi.com/search.json", key_env="SERPAPI_API_KEY"))
+    image_search: ProviderConfig = field(
+        default_factory=lambda: ProviderConfig(kind="serpapi_lens", url="https://serpapi.com/search.json", key_env="SERPAPI_API_KEY")
+    )
     image_host: ProviderConfig = field(default_factory=lambda: ProviderConfig(kind="none"))  # where a picture without URL goes
-    text_search: ProviderConfig = field(default_factory=lambda: ProviderConfig(kind="serpapi", url="https://serpapi.com/search.json", key_env="SERPAPI_API_KEY"))
+    text_search: ProviderConfig = field(
+        default_factory=lambda: ProviderConfig(kind="serpapi", url="https://serpapi.com/search.json", key_env="SERPAPI_API_KEY")
+    )
     reader: ProviderConfig = field(default_factory=lambda: ProviderConfig(kind="jina", url="https://r.jina.ai/", key_env="JINA_API_KEY"))
     summariser: ProviderConfig = field(default_factory=lambda: ProviderConfig(kind="extractive"))
     actors: int = 2
@@ -213,6 +217,7 @@ class AtlasConfig:
     dir: str = "runs/atlas"
     seed: int = 0
     known: int = 24
+    unknown_demonstrated: int = 240
     unknown_train: int = 192
     unknown_test: int = 96
     train_questions: int = 1200
@@ -290,11 +295,20 @@ def validate(c: Config) -> None:
     """Refuse what cannot run, before anything starts. Raises ConfigError."""
     _require(c.agent.max_turns >= 1, "agent.max_turns must be at least 1")
     _require(c.agent.topk >= 1, "agent.topk must be at least 1")
-    _require(c.agent.max_total_tokens > c.agent.max_prompt_tokens, "agent.max_total_tokens must exceed agent.max_prompt_tokens: raise it or lower the prompt's")
+    _require(
+        c.agent.max_total_tokens > c.agent.max_prompt_tokens,
+        "agent.max_total_tokens must exceed agent.max_prompt_tokens: raise it or lower the prompt's",
+    )
     for path in c.agent.allowed_paths:
         steps = path.split(",")
-        _require(set(steps) <= {"image", "text", "answer"} and steps[-1] == "answer", f"agent.allowed_paths has {path!r}: a path is image/text steps ending in answer")
-        _require(len(steps) <= c.agent.max_turns, f"agent.allowed_paths has {path!r}, longer than agent.max_turns={c.agent.max_turns}: raise max_turns or drop the path")
+        _require(
+            set(steps) <= {"image", "text", "answer"} and steps[-1] == "answer",
+            f"agent.allowed_paths has {path!r}: a path is image/text steps ending in answer",
+        )
+        _require(
+            len(steps) <= c.agent.max_turns,
+            f"agent.allowed_paths has {path!r}, longer than agent.max_turns={c.agent.max_turns}: raise max_turns or drop the path",
+        )
     _require(c.reward.match in ("em", "subem"), f"reward.match={c.reward.match!r}: choose em or subem")
     _require(0 <= c.reward.format_weight <= 1, "reward.format_weight must lie in [0, 1]")
     _require(0 <= c.reward.search_penalty <= 1, "reward.search_penalty must lie in [0, 1]")
@@ -317,6 +331,11 @@ def validate(c: Config) -> None:
     _require(c.grpo.keep_checkpoints >= 1, "grpo.keep_checkpoints must be at least 1")
     _require(c.grpo.staleness >= 0, "grpo.staleness must be 0 (on-policy) or more")
     _require(1 <= c.grpo.minibatches <= c.grpo.groups_per_step, "grpo.minibatches must lie between 1 and grpo.groups_per_step")
-    _require(c.grpo.lr_schedule in ("sigmoid", "constant", "cosine"), f"grpo.lr_schedule={c.grpo.lr_schedule!r}: choose sigmoid, constant or cosine")
+    _require(
+        c.grpo.lr_schedule in ("sigmoid", "constant", "cosine"),
+        f"grpo.lr_schedule={c.grpo.lr_schedule!r}: choose sigmoid, constant or cosine",
+    )
     _require(c.rollout.min_survivors >= 2, "rollout.min_survivors must be at least 2")
-    _require(c.agent.deadline_seconds < c.rollout.group_deadline_seconds, "rollout.group_deadline_seconds must exceed agent.deadline_seconds")
+    _require(
+        c.agent.deadline_seconds < c.rollout.group_deadline_seconds, "rollout.group_deadline_seconds must exceed agent.deadline_seconds"
+    )

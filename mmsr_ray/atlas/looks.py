@@ -104,12 +104,12 @@ def _crop(mask: np.ndarray) -> np.ndarray:
     cy, cx = (ys.min() + ys.max()) / 2, (xs.min() + xs.max()) / 2
     half = max(np.ptp(ys), np.ptp(xs)) / 2 + 0.5
     box = (cx + 0.5 - half, cy + 0.5 - half, cx + 0.5 + half, cy + 0.5 + half)
-    small = Image.fromarray(mask.astype(np.uint8) * 255).resize((16, 16), Image.Resampling.BOX, box=tuple(map(float, _inside(box, mask.shape))))
+    small = Image.fromarray(mask.astype(np.uint8) * 255).resize((16, 16), Image.Resampling.BOX, box=_inside(box, mask.shape))
     return np.asarray(small) > 127
 
 
 def _inside(box: tuple[float, float, float, float], shape: tuple[int, ...]) -> tuple[float, float, float, float]:
-    return max(box[0], 0), max(box[1], 0), min(box[2], shape[1]), min(box[3], shape[0])
+    return max(box[0], 0.0), max(box[1], 0.0), min(box[2], float(shape[1])), min(box[3], float(shape[0]))
 
 
 @lru_cache(maxsize=1)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import string
 from pathlib import Path
 
 import torch
@@ -18,7 +17,16 @@ from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLFo
 from mmsr_ray.agent.prompts import PromptSet
 from mmsr_ray.atlas import words
 
-SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
+SPECIAL = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
 _SPLIT = r"</?[a-z_]+>|(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 CHAT_TEMPLATE = (
@@ -43,7 +51,7 @@ def _corpus() -> list[str]:
     text += [f" {a} {b} {a}-{b}".lower() + f" {a} {b}" for a, b in zip(words.FIRST_NAMES, words.LAST_NAMES, strict=True)]
     text += [" ".join(values) for values in words.FACTS.values()]
     text += list(PromptSet.load("brief").texts())
-    tags = "<reason> </reason> <search> <img> </search> <text_search> </text_search> <answer> </answer> <information> </information>"
+    tags = "<reason></reason><search><img></search><text_search></text_search><answer></answer><information></information>"
     text += [tags, "system user assistant", *words.TEACHER_PHRASES]
     return text
 
@@ -92,7 +100,7 @@ def policy_config(tokenizer: PreTrainedTokenizerFast, *, hidden: int = 128, laye
             "initializer_range": 0.04,
         },
         image_token_id=token("<|image_pad|>"), video_token_id=token("<|video_pad|>"),
-        vision_start_token_id=token("<|vision_start|>"), vision_end_token_id=token("<|vision_end|>"), vision_token_id=token("<|vision_pad|>"),
+        vision_start_token_id=token("<|vision_start|>"), vision_end_token_id=token("<|vision_end|>"),
         tie_word_embeddings=True, dtype=dtype,
     )  # fmt: skip
 
@@ -122,8 +130,3 @@ def build_policy(folder: Path | str, seed: int = 0) -> Path:
     for name, content in _processor_files().items():
         (folder / name).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
     return folder
-
-
-def printable_alphabet() -> str:
-    """Characters that must survive a round trip through the tokenizer."""
-    return string.printable

@@ -6,13 +6,15 @@ The HTTP web serves exactly these; demonstrations call them directly, so both se
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
+from functools import lru_cache
 
 from mmsr_ray.atlas import looks
 from mmsr_ray.atlas.world import Entity, World, stable_seed
 
 _WORD = re.compile(r"[a-z]+")
-_STOP = frozenset("the a an of is it what this has in to and for name called".split())
+_STOP = frozenset(["the", "a", "an", "of", "is", "it", "what", "this", "has", "in", "to", "and", "for", "name", "called"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +44,14 @@ def lens(world: World, picture: bytes) -> list[VisualMatch]:
     return [VisualMatch(entity.name, path, f"/pictures/{entity.slug}/{i}.png") for i, path in enumerate(world.pages(entity))]
 
 
+@lru_cache(maxsize=4096)
+def _view(look: looks.Look, seed: int) -> bytes:
+    return looks.draw(look, seed)
+
+
 def thumbnail(world: World, entity: Entity, view: int) -> bytes:
     """PNG of one of the entity's pictures on the web; never one that a question shows."""
-    return looks.draw(entity.look, stable_seed(world.seed, "web", entity.slug, view))
+    return _view(entity.look, stable_seed(world.seed, "web", entity.slug, view))
 
 
 def google(world: World, query: str) -> list[OrganicResult]:
@@ -52,12 +59,8 @@ def google(world: World, query: str) -> list[OrganicResult]:
 
     Both words of a name beat one; among equals the order of the world decides.
     """
-    asked = keywords(query)
-    best, score = None, 0
-    for entity in world.entities:
-        matched = len(asked & keywords(entity.name))
-        if matched > score:
-            best, score = entity, matched
+    matches = Counter(number for word in keywords(query) for number in world.numbers_by_word.get(word, ()))
+    best = world.entities[min(matches, key=lambda number: (-matches[number], number))] if matches else None
     if best is None:
         return []
     return [OrganicResult(best.name, path, text[:80]) for path, text in world.pages(best).items()]

@@ -17,6 +17,7 @@ import hashlib
 import html
 import json
 import logging
+import os
 import random
 import re
 from dataclasses import asdict, dataclass, fields
@@ -178,14 +179,15 @@ class AtlasWeb:
         return web.json_response({"code": 200, "data": {"title": entity.name, "url": url.geturl(), "content": text}})
 
     async def chat(self, request: web.Request) -> web.Response:
-        """An OpenAI-shaped model that can do one thing: summarise the page in the last message for the question in it."""
+        """An OpenAI-shaped model that can do one thing: condense the page in the last message for the question at its end."""
         try:
             content = (await request.json())["messages"][-1]["content"]
         except (json.JSONDecodeError, KeyError, IndexError, TypeError):
             return web.json_response({"error": {"message": "`messages` is missing", "type": "invalid_request_error"}}, status=400)
         text = content if isinstance(content, str) else " ".join(part.get("text", "") for part in content)
-        page, _, question = text.rpartition("Question:")
-        answer = search.summarise(_TAG.sub(" ", page).replace("Page:", " ").strip(), question)
+        page = max(text.split("\n\n"), key=len)  # whatever surrounds it, the page is the longest paragraph ...
+        question = text.rpartition(":")[2]  # ... and the question comes last
+        answer = search.summarise(_TAG.sub(" ", page.removeprefix("The page:")).strip(), question)
         message = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": answer}}
         usage = {"prompt_tokens": len(text) // 4, "completion_tokens": len(answer) // 4, "total_tokens": (len(text) + len(answer)) // 4}
         return web.json_response({"id": "atlas", "object": "chat.completion", "model": "atlas", "choices": [message], "usage": usage})
@@ -216,9 +218,13 @@ async def _main(args: argparse.Namespace) -> None:
     world = World(args.seed, **json.loads(args.pools))
     runner, base = await serve(world, args.host, args.port, Faults(**json.loads(args.faults)))
     log.info("the Atlas web listens on %s", base)
-    Path(args.ready).write_text(base)
+    ready = Path(args.ready)
+    ready.with_suffix(".part").write_text(base)
+    ready.with_suffix(".part").rename(ready)
+    parent = os.getppid()
     try:
-        await asyncio.Event().wait()
+        while os.getppid() == parent:  # noqa: ASYNC110 (an orphan stops by itself; nothing signals the parent's end)
+            await asyncio.sleep(1.0)
     finally:
         await runner.cleanup()
 

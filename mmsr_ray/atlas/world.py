@@ -101,6 +101,15 @@ class World:
     def by_look(self) -> dict[looks.Look, Entity]:
         return {e.look: e for e in self.entities}
 
+    @cached_property
+    def numbers_by_word(self) -> dict[str, list[int]]:
+        """Lower-case word of a name -> positions in `entities` of those who bear it."""
+        index: dict[str, list[int]] = {}
+        for number, entity in enumerate(self.entities):
+            for word in entity.name.lower().split():
+                index.setdefault(word, []).append(number)
+        return index
+
     def pool(self, *pools: Pool) -> list[Entity]:
         return [e for e in self.entities if e.pool in pools]
 

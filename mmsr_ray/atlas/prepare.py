@@ -1,0 +1,125 @@
+"""Atlas as a job uses it: files on disk, a web to talk to, demonstrations to learn from.
+
+Promise: everything is a function of `Config.atlas`, `Config.agent` and the codec's limits; `prepare` writes nothing
+that is there already in the same version. The web runs in a process of its own and ends with the one that started it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from mmsr_ray.agent.prompts import PromptSet
+from mmsr_ray.agent.tokens import Codec
+from mmsr_ray.atlas import teacher, web, words, world
+from mmsr_ray.atlas.policy import build_policy
+from mmsr_ray.config import AtlasConfig, Config, ToolsConfig
+from mmsr_ray.data.schema import write_fvqa
+from mmsr_ray.tools.providers import services
+from mmsr_ray.types import Group
+
+log = logging.getLogger(__name__)
+PLACEHOLDER = "{atlas}"  # in a provider's URL: the base URL of the web
+
+
+class AtlasError(RuntimeError):
+    """The Atlas web did not come up, or is not the one that was asked for."""
+
+
+def pools(atlas: AtlasConfig) -> dict[str, int]:
+    """Pool sizes as `World` takes them."""
+    return {"known": atlas.known, "demonstrated": atlas.unknown_demonstrated, "train": atlas.unknown_train, "test": atlas.unknown_test}
+
+
+def world_of(atlas: AtlasConfig) -> world.World:
+    return world.World(atlas.seed, **pools(atlas))
+
+
+def prepare(config: Config) -> None:
+    """Write the policy folder and both parquet files where `config.model.path` and `config.data` say."""
+    stamp = Path(config.atlas.dir) / "atlas.json"
+    version = _version(config)
+    if stamp.is_file() and stamp.read_text() == version:
+        return
+    here = world_of(config.atlas)
+    stamp.parent.mkdir(parents=True, exist_ok=True)
+    build_policy(config.model.path, config.atlas.seed)
+    write_fvqa(config.data.train, here.samples("train", config.atlas.train_questions))
+    write_fvqa(config.data.test, here.samples("test", config.atlas.test_questions))
+    stamp.write_text(version)
+    log.info("Atlas: %d entities, %d + %d questions", len(here.entities), config.atlas.train_questions, config.atlas.test_questions)
+
+
+def _version(config: Config) -> str:
+    sources = [Path(module.__file__ or "").read_bytes() for module in (world, words, teacher, sys.modules[build_policy.__module__])]
+    code = hashlib.sha256(b"".join(sources)).hexdigest()
+    return json.dumps(
+        {"atlas": asdict(config.atlas), "prompts": PromptSet.load(config.agent.prompts).texts(), "code": code}, sort_keys=True
+    )
+
+
+def load_codec(config: Config) -> Codec:
+    model = config.model
+    return Codec.load(model.path, min_pixels=model.min_pixels, max_pixels=model.max_pixels, thumbnail_max_pixels=model.thumbnail_max_pixels)
+
+
+def demonstrations(config: Config, start: int, count: int) -> list[Group]:
+    """Demonstrations number `start` to `start + count - 1`."""
+    prompts = PromptSet.load(config.agent.prompts)
+    return teacher.demonstrations(world_of(config.atlas), load_codec(config), prompts, config.agent, count, start)
+
+
+@dataclass
+class WebProcess:
+    """The Atlas web in a process of its own."""
+
+    base: str
+    process: subprocess.Popen[bytes]
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait(timeout=10)
+
+
+def start_web(atlas: AtlasConfig, timeout_seconds: float = 60.0) -> WebProcess:
+    """Start the web on a free port of this machine. Raises AtlasError when it does not answer in time."""
+    faults = web.Faults(atlas.latency_seconds, atlas.failure_rate, atlas.rate_limit_rate, atlas.garbage_rate)
+    ready = Path(tempfile.mkdtemp(prefix="atlas-web-")) / "base"
+    command = [sys.executable, "-m", web.__name__, "--seed", str(atlas.seed), "--ready", str(ready)]
+    command += ["--pools", json.dumps(pools(atlas)), "--faults", json.dumps(asdict(faults))]
+    process = subprocess.Popen(command)
+    deadline = time.monotonic() + timeout_seconds
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise AtlasError(f"the Atlas web ended at once with status {process.returncode}: run `{' '.join(command[1:3])}` to see why")
+        if ready.is_file():
+            started = WebProcess(ready.read_text(), process)
+            check_web(started.base)
+            return started
+        time.sleep(0.05)
+    process.kill()
+    raise AtlasError(f"the Atlas web did not listen within {timeout_seconds:g} s")
+
+
+def check_web(base: str) -> None:
+    """Raises AtlasError when nothing answers at `base`."""
+    try:
+        with urlopen(f"{base}/health", timeout=10) as response:
+            json.load(response)
+    except (URLError, TimeoutError, ValueError) as error:
+        raise AtlasError(f"no Atlas web answers at {base} ({error}): start it with `python -m {web.__name__} --ready FILE`") from error
+
+
+def point_at(tools: ToolsConfig, base: str) -> ToolsConfig:
+    """The tools with `{atlas}` in their URLs replaced by the web's base URL."""
+    urls = {name: replace(provider, url=provider.url.replace(PLACEHOLDER, base)) for name, provider in services(tools).items()}
+    return replace(tools, **urls)
