@@ -159,7 +159,7 @@ class LocalRay:
         if not file.is_file():
             return None
         number = int(file.read_text())
-        shown = subprocess.run(["ps", "-p", str(number), "-o", "command="], capture_output=True, text=True, check=False).stdout
+        shown = subprocess.run(["ps", "-ww", "-p", str(number), "-o", "command="], capture_output=True, text=True, check=False).stdout
         return number if f"--temp-dir={self.folder}/" in shown else None
 
     def kill(self) -> None:

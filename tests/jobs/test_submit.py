@@ -90,7 +90,7 @@ def free_ports() -> int:
 
 
 def leftovers(ray: LocalRay) -> str:
-    shown = subprocess.run(["ps", "-eo", "pid,command"], capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(["ps", "-ww", "-eo", "pid,command"], capture_output=True, text=True, check=True).stdout
     return "\n".join(line for line in shown.splitlines() if f"{ray.folder}/" in line)
 
 

@@ -1,0 +1,167 @@
+"""The pictures of a report: curves over training steps as inline SVG.
+
+Promise: pure from records to markup, no display and no global state of pyplot. Text and axes take the page's text colour,
+so that one picture reads on light and on dark ground.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+from cycler import cycler
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from mmsr_ray.observability.progress import NEEDS
+
+INK = "#010203"  # stands for the page's text colour until the SVG is written
+COLOURS = ["#3b82f6", "#f59e0b", "#10b981", "#ef4444", "#a855f7", "#64748b"]  # seen on white and on near-black
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "axes.prop_cycle": cycler(color=COLOURS),
+}
+SMOOTH_FROM = 40  # steps; shorter runs are drawn as they are
+
+
+@dataclass(frozen=True)
+class Curve:
+    title: str
+    note: str
+    svg: str  # markup of our own making
+
+
+Series = Mapping[str, Sequence[float | None]]
+
+
+def curves(records: Sequence[Mapping[str, Any]]) -> list[Curve]:
+    """From the records of metrics.jsonl, in order; a curve none of whose numbers exist is left out."""
+    if not records:
+        return []
+    steps = [int(record["step"]) for record in records]
+    needs = {label: column(records, "by_need", need) for need, label in NEEDS.items()}
+    seconds = {name: column(records, "seconds", name) for name in ("rollout", "learn", "sync", "total")}
+    plain = [
+        ("Reward and accuracy", "means over the responses of a step", _columns(records, "reward", "accuracy", "format_ok"), (0.0, 1.0)),
+        (
+            "How much it searches",
+            "calls: of the allowed calls; responses: share that searches at all",
+            {
+                "calls": column(records, "search_ratio_calls"),
+                "responses": column(records, "search_ratio_responses"),
+            },
+            (0.0, 1.0),
+        ),
+        ("Searches by what the question needs", "calls per question; needed are free 0, image 1, text 1, mix 2", needs, (0.0, 2.05)),
+        ("Length", "tokens of a whole response, pictures included", {"tokens": column(records, "length_mean")}, None),
+        ("Speed", "sampled tokens a second, over the whole step", {"tokens/s": column(records, "tokens_per_second")}, None),
+        ("Distance and spread of the policy", "KL to the warm-started policy; entropy per token", _columns(records, "kl", "entropy"), None),
+        (
+            "Health of the update",
+            "clipped share; |log-prob of learner minus engine|",
+            _columns(records, "clip_fraction", "mismatch_abs_mean"),
+            None,
+        ),
+        ("Gradient", "norm before clipping", _columns(records, "grad_norm"), None),
+    ]
+    drawn = [Curve(title, note, _lines(steps, series, limits)) for title, note, series, limits in plain if _exists(series)]
+    if _exists({"total": seconds["total"]}):
+        drawn.insert(3, Curve("Where a step's time goes", "seconds, stacked", _stack(steps, seconds)))
+    return drawn
+
+
+def column(records: Sequence[Mapping[str, Any]], *keys: str) -> list[float | None]:
+    """The number under a path of keys in each record, None where there is none."""
+    values: list[float | None] = []
+    for record in records:
+        value: Any = record
+        for key in keys:
+            value = value.get(key) if isinstance(value, Mapping) else None
+        values.append(float(value) if isinstance(value, (int, float)) else None)
+    return values
+
+
+def smooth(values: Sequence[float | None], window: int) -> list[float | None]:
+    """Mean over the last `window` numbers; None stays None."""
+    out: list[float | None] = []
+    recent: list[float] = []
+    for value in values:
+        if value is None:
+            out.append(None)
+            continue
+        recent = [*recent, value][-window:]
+        out.append(sum(recent) / len(recent))
+    return out
+
+
+def _columns(records: Sequence[Mapping[str, Any]], *keys: str) -> dict[str, list[float | None]]:
+    return {key: column(records, key) for key in keys}
+
+
+def _exists(series: Series) -> bool:
+    return any(value is not None for values in series.values() for value in values)
+
+
+def _nan(values: Sequence[float | None]) -> list[float]:
+    return [float("nan") if value is None else value for value in values]
+
+
+def _lines(steps: Sequence[int], series: Series, limits: tuple[float, float] | None) -> str:
+    with mpl.rc_context(STYLE):
+        figure, axes = _axes()
+        long = len(steps) >= SMOOTH_FROM
+        for (name, values), colour in zip(series.items(), COLOURS, strict=False):
+            if not _exists({name: values}):
+                continue
+            if long:
+                axes.plot(steps, _nan(values), color=colour, alpha=0.25, linewidth=0.8)
+            shown = smooth(values, max(1, len(steps) // 20)) if long else values
+            axes.plot(steps, _nan(shown), color=colour, label=name.replace("_", " "), linewidth=1.6, marker="" if len(steps) > 1 else "o")
+        if limits is not None:
+            low, high = limits
+            finite = [value for values in series.values() for value in values if value is not None]
+            axes.set_ylim(min(low, *finite, high), max(high, *finite, low))
+        if len(series) > 1:
+            axes.legend(loc="best", fontsize=8)
+        return _svg(figure)
+
+
+def _stack(steps: Sequence[int], seconds: Mapping[str, Sequence[float | None]]) -> str:
+    """rollout + learn + sync + the rest of total."""
+    parts = {name: [value or 0.0 for value in seconds[name]] for name in ("rollout", "learn", "sync")}
+    known = [sum(values) for values in zip(*parts.values(), strict=True)]
+    parts["other"] = [max(0.0, (total or 0.0) - part) for total, part in zip(seconds["total"], known, strict=True)]
+    with mpl.rc_context(STYLE):
+        figure, axes = _axes()
+        axes.stackplot(steps, list(parts.values()), labels=list(parts), colors=[*COLOURS[:3], COLOURS[5]], alpha=0.85, linewidth=0)
+        axes.legend(loc="upper right", fontsize=8, ncols=4)
+        return _svg(figure)
+
+
+def _axes() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(5.2, 2.7), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_xlabel("training step")
+    axes.grid(alpha=0.15, color=INK, linewidth=0.6)
+    return figure, axes
+
+
+def _svg(figure: Figure) -> str:
+    """Markup to stand inside HTML: no XML head, no metadata, no fixed size."""
+    out = io.StringIO()
+    figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    text = out.getvalue()
+    return text[text.index("<svg") :].replace(INK, "currentColor")

@@ -1,0 +1,188 @@
+"""The report is whole without scripts, shows what the files hold, escapes what it did not write, and says what is missing."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmsr_ray.config import load
+from mmsr_ray.evaluation.summary import write_summary
+from mmsr_ray.evaluation.trajectories import read_trajectories, write_trajectories
+from mmsr_ray.observability.curves import column, curves, smooth
+from mmsr_ray.observability.report import choose, data_uri, newest_episodes, write_report
+from mmsr_ray.types import (
+    Answer,
+    ImageHit,
+    ImageSearch,
+    Malformed,
+    Need,
+    Outcome,
+    Picture,
+    Reward,
+    Sample,
+    SealedTokens,
+    TextHit,
+    TextSearch,
+    ToolFailure,
+    ToolKind,
+    ToolResult,
+    Trajectory,
+    Turn,
+)
+
+ATTACK = "<script>alert(1)</script><img src=x onerror=alert(1)>"
+NONE = np.zeros(0, np.int32)
+EMPTY = SealedTokens(NONE, NONE, NONE, NONE, np.zeros((0, 3), np.int32), ())
+
+
+def png(colour: tuple[int, int, int], side: int = 56) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (side, side), colour).save(out, format="PNG")
+    return out.getvalue()
+
+
+def episode(uid: str, need: Need, correct: bool, turns: tuple[Turn, ...] = (), picture: bytes = b"") -> tuple[Sample, Trajectory]:
+    sample = Sample(uid, f"Who is {uid}?", picture or png((200, 30, 30)), ("Ada",), need=need)
+    reward = Reward(float(correct), correct, True, 0)
+    trajectory = Trajectory(uid, 0, "on_demand", sample.question, turns, Outcome.OK, "", "Ada" if correct else "Bob", EMPTY, reward)
+    return sample, trajectory
+
+
+def searching(uid: str) -> tuple[Sample, Trajectory]:
+    thumbnail = png((10, 200, 10), 28)
+    image = ToolResult(
+        ToolKind.IMAGE, "sha", (ImageHit("Ada at work" + ATTACK, Picture(thumbnail, hashlib.sha256(thumbnail).hexdigest())),)
+    )
+    text = ToolResult(
+        ToolKind.TEXT, "ada", (TextHit("javascript:alert(1)", ATTACK, "Bad"), TextHit("https://ada.example/a", "She wrote.", "Good"))
+    )
+    broken = ToolResult(ToolKind.TEXT, "more", failure=ToolFailure.TIMEOUT, detail="10 s")
+    turns = (
+        Turn(f"<reason>look{ATTACK}</reason>", ImageSearch(), 9, True, image),
+        Turn("<reason>read</reason>", TextSearch("ada" + ATTACK), 9, True, text),
+        Turn("again", TextSearch("more"), 9, True, broken),
+        Turn("junk", Malformed("no tag" + ATTACK), 9, False),
+        Turn("<answer>Ada</answer>", Answer("Ada"), 9, True),
+    )
+    return episode(uid, Need.MIX, True, turns)
+
+
+def record(step: int) -> dict[str, object]:
+    return {
+        "step": step,
+        "reward": 0.01 * step,
+        "accuracy": 0.4,
+        "by_need": {"image_required": 1.0},
+        "length_mean": 160.0,
+        "seconds": {"rollout": 2.0, "learn": 1.0, "sync": 0.1, "total": 3.5, "generate": 0.4, "tools": 0.2},
+        "kl": None,
+    }
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    folder = tmp_path / "my-run"
+    rows = [
+        {"name": "on demand" + ATTACK, "split": "test", "questions": 96, "accuracy": 0.71, "accuracy_low": 0.6, "accuracy_high": 0.8,
+         "search_ratio_calls": 0.42, "search_ratio_responses": 0.7, "searches_per_question": 0.84, "search_precision": None, "search_recall": 0.9,
+         "needed_search_ratio": 0.4, "by_need": {"mix_required": {"accuracy": 0.5, "searches_per_question": 1.9}}}
+    ]  # fmt: skip
+    config = load(None, ["run.name=my-run", "model.path=m", "data.train=a", "data.test=b"])
+    write_summary(folder, config=config, seconds={"warm start": 360.0, "train": 900.0}, rows=rows)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record(step)) + "\n" for step in range(1, 61)))
+    pairs = [searching("q0"), episode("q1", Need.SEARCH_FREE, False, picture=b"no picture"), episode("q2", Need.IMAGE, True)]
+    write_trajectories(folder / "trajectories" / "after_on_demand.parquet", pairs, split="test")
+    write_trajectories(folder / "trajectories" / "step_000060.parquet", [episode("train", Need.TEXT, True)], split="train", step=60)
+    return folder
+
+
+class Tags(HTMLParser):
+    """Tags and attributes as a browser would see them; void and foreign elements balance themselves."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+
+def test_report_is_inert_and_complete(run: Path) -> None:
+    page = write_report(run).read_text()
+    parsed = Tags(page)
+    assert "script" not in parsed.tags
+    assert not [name for name, _ in parsed.attributes if name.startswith("on")]
+    assert {value for name, value in parsed.attributes if name == "href" and value and not value.startswith("#")} == {
+        "https://ada.example/a"
+    }
+    assert all((value or "").startswith("data:image/") for name, value in parsed.attributes if name == "src")
+    assert page.count("<article") == 3
+    assert parsed.tags.count("svg") == 4
+    assert len(re.findall(r'<img src="data:image/png', page)) == 3  # two questions' pictures and one thumbnail
+    for words in (
+        "71.0 %",
+        "60.0 % to 80.0 %",
+        "15 min 00 s",
+        "Where a step&#39;s time goes",
+        "The picture cannot be shown",
+        "timeout: 10 s",
+        "50.0 %",
+    ):
+        assert words in page
+    assert "Who is train?" not in page  # the evaluation is shown, not a training step
+
+
+def test_an_unfinished_run_has_a_report_too(tmp_path: Path) -> None:
+    page = write_report(tmp_path).read_text()
+    for words in ("has not finished", "No training step", "No episodes were kept"):
+        assert words in page
+
+
+def test_training_episodes_where_nothing_was_evaluated(tmp_path: Path) -> None:
+    for step in (9, 10):
+        write_trajectories(
+            tmp_path / "trajectories" / f"step_{step:06d}.parquet", [episode(f"s{step}", Need.TEXT, True)], split="train", step=step
+        )
+    source = newest_episodes(tmp_path / "trajectories")
+    assert source is not None
+    assert [e.uid for e in read_trajectories(source)] == ["s10"]
+
+
+def test_chosen_episodes_differ(tmp_path: Path) -> None:
+    pairs = [episode(f"f{i}", Need.SEARCH_FREE, True) for i in range(20)] + [episode("m", Need.MIX, False), episode("t", Need.TEXT, True)]
+    write_trajectories(tmp_path / "e.parquet", pairs, split="test")
+    shown = [e.uid for e in choose(read_trajectories(tmp_path / "e.parquet"), 4)]
+    assert set(shown) == {"f0", "m", "t", "f1"}
+
+
+def test_large_pictures_shrink_and_foreign_bytes_are_refused() -> None:
+    small = data_uri(png((1, 2, 3), 1000), side=100)
+    assert small is not None
+    assert len(small) < 2_000
+    assert data_uri(b"<svg onload=alert(1)>") is None
+    assert data_uri(png((1, 2, 3))[:60]) is not None  # small ones pass unread: the browser shows what it can
+    assert data_uri(None) is None
+
+
+def test_curves_take_the_page_colour_and_leave_out_what_is_not_there() -> None:
+    drawn = {curve.title: curve.svg for curve in curves([record(step) for step in range(1, 4)])}  # type: ignore[arg-type]
+    assert "Reward and accuracy" in drawn
+    assert "Distance and spread of the policy" not in drawn
+    assert all("currentColor" in svg and "#010203" not in svg and svg.startswith("<svg") for svg in drawn.values())
+    assert curves([]) == []
+
+
+def test_smoothing_and_columns() -> None:
+    assert smooth([1.0, None, 3.0, 5.0], 2) == [1.0, None, 2.0, 4.0]
+    assert column([{"a": {"b": 1}}, {"a": None}, {}], "a", "b") == [1.0, None, None]
