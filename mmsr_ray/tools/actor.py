@@ -17,7 +17,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
 from mmsr_ray.config import Config, ToolsConfig
-from mmsr_ray.tools.errors import ToolsError
+from mmsr_ray.tools.errors import ProviderError, ToolsError
 from mmsr_ray.tools.limits import Lease
 from mmsr_ray.tools.pipeline import SearchTools
 from mmsr_ray.tools.providers import limited_services, read_keys
@@ -53,17 +53,26 @@ class RemoteQuota:
         self._actor = actor
 
     async def lease(self, service: str, want: int) -> Lease:
-        tokens, wait = await self._actor.lease.remote(service, want)
+        try:
+            tokens, wait = await self._actor.lease.remote(service, want)
+        except RayError as error:
+            raise ProviderError(ToolFailure.UNAVAILABLE, f"the quota actor is lost ({type(error).__name__})") from None
         return Lease(tokens, wait)
 
     async def hold(self, service: str, seconds: float) -> None:
-        await self._actor.hold.remote(service, seconds)
+        try:
+            await self._actor.hold.remote(service, seconds)
+        except RayError as error:
+            raise ProviderError(ToolFailure.UNAVAILABLE, f"the quota actor is lost ({type(error).__name__})") from None
 
 
 class ToolActor:
     """`SearchTools` behind Ray. One event loop, so one session, one cache, one table of flights."""
 
-    def __init__(self, config: ToolsConfig, topk: int, quota: Any, keys: Keys) -> None:
+    def __init__(self, config: ToolsConfig, topk: int, quota_name: str, namespace: str, keys: Keys) -> None:
+        quota = ray.get_actor(
+            quota_name, namespace=namespace
+        )  # by name: a handle among the arguments would tie restarts to the object store
         self._tools = SearchTools(config, topk, RemoteQuota(quota), keys, share=config.actors)
 
     async def image_search(self, sha: str, picture: bytes, url: str | None) -> ToolResult:
@@ -82,8 +91,9 @@ class ToolActor:
 class RemoteTools:
     """Satisfies the agent's `Tools` protocol. Picklable: give it to any actor of the job."""
 
-    def __init__(self, actors: Sequence[Any], deadline_seconds: float) -> None:
+    def __init__(self, actors: Sequence[Any], deadline_seconds: float, owned: Sequence[Any] = ()) -> None:
         self._actors, self._deadline = list(actors), deadline_seconds + _GRACE_SECONDS
+        self._owned = list(owned)  # Ray ends a named actor with its creator's last handle
 
     @classmethod
     def connect(cls, config: Config) -> RemoteTools:
@@ -148,25 +158,24 @@ class RemoteTools:
 
 
 def start_tools(config: Config) -> RemoteTools:
-    """Start (or find) the quota and tool actors of this run: named, owned by the caller, gone when it ends.
+    """Start (or find) the quota and tool actors of this run: named, and alive as long as the caller keeps the result.
 
     Keys are read here, once, from this process's environment. Raises ToolsError for a missing key, an unknown kind or
     actors that do not come up.
     """
     keys = read_keys(config.tools)
-    quota = _start(QuotaActor, f"tools:{config.run.name}:quota", config, max_task_retries=-1).remote(config.tools)
+    quota_name = f"tools:{config.run.name}:quota"
+    quota = _start(QuotaActor, quota_name, config, max_task_retries=-1).remote(config.tools)
     tool = {"max_task_retries": 3, "max_concurrency": _CONCURRENCY}
-    actors = [
-        _start(ToolActor, _name(config, i), config, **tool).remote(config.tools, config.agent.topk, quota, keys)
-        for i in range(config.tools.actors)
-    ]
+    given = (config.tools, config.agent.topk, quota_name, config.run.namespace, keys)
+    actors = [_start(ToolActor, _name(config, i), config, **tool).remote(*given) for i in range(config.tools.actors)]
     try:
         ray.get([actor.stats.remote() for actor in actors], timeout=_START_SECONDS)
     except (GetTimeoutError, RayError) as error:
         raise ToolsError(
             f"the tool actors did not start in {_START_SECONDS:.0f} s ({type(error).__name__}): see their log in the Ray session"
         ) from error
-    return RemoteTools(actors, config.tools.deadline_seconds)
+    return RemoteTools(actors, config.tools.deadline_seconds, owned=[quota])
 
 
 def stop_tools(config: Config) -> None:

@@ -21,12 +21,14 @@ class ProviderError(Exception):
     """One request to one provider failed.
 
     `retry` says whether the same request may succeed later (default: by kind of failure); `retry_after` is what the
-    service asked for, in seconds.
+    service asked for, in seconds; `status` the HTTP status, 0 when there was none.
     """
 
-    def __init__(self, failure: ToolFailure, detail: str, *, retry: bool | None = None, retry_after: float | None = None) -> None:
+    def __init__(
+        self, failure: ToolFailure, detail: str, *, retry: bool | None = None, retry_after: float | None = None, status: int = 0
+    ) -> None:
         super().__init__(f"{failure}: {detail}")
-        self.failure, self.detail, self.retry_after = failure, detail, retry_after
+        self.failure, self.detail, self.retry_after, self.status = failure, detail, retry_after, status
         self.retry = failure in _TRANSIENT if retry is None else retry
 
 

@@ -141,12 +141,12 @@ class Http:
         detail = f"{where}: HTTP {response.status} {said}".rstrip()
         after = retry_after(response.headers.get("Retry-After", ""), time.time())
         if response.status == 429:
-            return ProviderError(ToolFailure.RATE_LIMITED, detail, retry_after=after)
+            return ProviderError(ToolFailure.RATE_LIMITED, detail, retry_after=after, status=429)
         if response.status == 408 or response.status == 504:
-            return ProviderError(ToolFailure.TIMEOUT, detail)
+            return ProviderError(ToolFailure.TIMEOUT, detail, status=response.status)
         if response.status >= 500:
-            return ProviderError(ToolFailure.UNAVAILABLE, detail, retry_after=after)
-        return ProviderError(ToolFailure.REJECTED, detail)
+            return ProviderError(ToolFailure.UNAVAILABLE, detail, retry_after=after, status=response.status)
+        return ProviderError(ToolFailure.REJECTED, detail, status=response.status)
 
 
 async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
@@ -187,7 +187,7 @@ async def reachable(http: Http, url: str, timeout: float) -> str:
     try:
         await asyncio.wait_for(http.request("GET", URL(url).origin(), timeout=timeout, limit=PAGE_BYTES), timeout + 1)
     except ProviderError as error:
-        return error.detail if error.failure in (ToolFailure.TIMEOUT, ToolFailure.UNAVAILABLE) and "HTTP 5" not in error.detail else ""
+        return error.detail if error.failure in (ToolFailure.TIMEOUT, ToolFailure.UNAVAILABLE) and not error.status else ""
     except (TimeoutError, ValueError) as error:
         return f"{public(url)}: {type(error).__name__}"
     return ""

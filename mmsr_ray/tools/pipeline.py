@@ -12,6 +12,7 @@ import asyncio
 import hashlib
 import json
 import logging
+import traceback
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -180,7 +181,7 @@ class SearchTools:
         except ProviderError as error:
             failure, detail = error.failure, error.detail
         except Exception as error:  # a bug in here must not kill hundreds of rollouts; it is loud in the log and counted
-            logger.exception("%s search broke", kind)
+            self._report(kind, error)
             failure, detail = ToolFailure.BAD_RESPONSE, f"{type(error).__name__} in the tool"
         return ToolResult(
             kind,
@@ -193,6 +194,10 @@ class SearchTools:
             attempts=max(1, trace.attempts),
             cost_usd=trace.cost_usd,
         )
+
+    def _report(self, kind: ToolKind, error: Exception) -> None:
+        """The traceback of a bug, without keys."""
+        logger.error("%s search broke: %s", kind, self._http.redact("".join(traceback.format_exception(error))))
 
     async def problems(self, timeout: float = 5.0) -> list[str]:
         """One sentence for each service that does not answer; empty when all do. Costs nothing at any provider."""

@@ -18,7 +18,7 @@ from mmsr_ray.tools.http import PAGE_BYTES, public
 from mmsr_ray.tools.providers.base import Page, Provider
 from mmsr_ray.types import ToolFailure
 
-_KEY_TROUBLE = ("HTTP 401", "HTTP 402", "HTTP 403")  # of the reader itself, not of the page
+_KEY_TROUBLE = (401, 402, 403)  # of the reader itself, not of the page
 
 
 class JinaReader(Provider):
@@ -32,7 +32,7 @@ class JinaReader(Provider):
         try:
             answer = await self.http.json("GET", target, headers=headers, timeout=self.config.timeout_seconds)
         except ProviderError as error:
-            if error.failure is ToolFailure.REJECTED and not any(code in error.detail for code in _KEY_TROUBLE):
+            if error.failure is ToolFailure.REJECTED and error.status not in _KEY_TROUBLE:
                 raise ProviderError(ToolFailure.NO_RESULTS, error.detail) from None
             raise
         data = answer.get("data")
@@ -52,7 +52,7 @@ class TrafilaturaReader(Provider):
             reply = await self.http.request("GET", url, timeout=self.config.timeout_seconds, limit=PAGE_BYTES, redirects=True)
         except ProviderError as error:
             # a web page that fails is that page's trouble, whatever the status; only "no answer at all" may be ours
-            if error.failure in (ToolFailure.REJECTED, ToolFailure.RATE_LIMITED, ToolFailure.BAD_RESPONSE) or "HTTP 5" in error.detail:
+            if error.status or error.failure in (ToolFailure.REJECTED, ToolFailure.BAD_RESPONSE):
                 raise ProviderError(ToolFailure.NO_RESULTS, error.detail) from None
             raise
         if reply.content_type.startswith("text/plain"):
