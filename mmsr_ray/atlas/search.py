@@ -14,7 +14,7 @@ from mmsr_ray.atlas import looks
 from mmsr_ray.atlas.world import Entity, World, stable_seed
 
 _WORD = re.compile(r"[a-z]+")
-_STOP = frozenset(["the", "a", "an", "of", "is", "it", "what", "this", "has", "in", "to", "and", "for", "name", "called"])
+_STOP = frozenset("the a an of is it what this has in to and for name called".split())
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,82 +8,23 @@ from __future__ import annotations
 CATEGORIES = ("place", "person", "product", "animal", "plant", "brand")  # after FVQA's taxonomy, spec §5.4
 
 FIRST_NAMES = tuple(
-    [
-        "Aldo",
-        "Brina",
-        "Corva",
-        "Delmo",
-        "Eskar",
-        "Fenra",
-        "Galdo",
-        "Hesta",
-        "Ivrin",
-        "Jolka",
-        "Kemra",
-        "Lorvo",
-        "Mirsa",
-        "Nevlo",
-        "Oskra",
-        "Pelda",
-        "Quora",
-        "Rendo",
-        "Sivra",
-        "Tolme",
-        "Ulvar",
-        "Vesno",
-        "Wilga",
-        "Xandro",
-        "Yelma",
-        "Zorin",
-        "Ambra",
-        "Belto",
-        "Cindra",
-        "Dorvo",
-    ]
+    "Aldo Brina Corva Delmo Eskar Fenra Galdo Hesta Ivrin Jolka Kemra Lorvo Mirsa Nevlo Oskra Pelda Quora Rendo "
+    "Sivra Tolme Ulvar Vesno Wilga Xandro Yelma Zorin Ambra Belto Cindra Dorvo".split()
 )
 LAST_NAMES = tuple(
-    [
-        "Adrel",
-        "Bostan",
-        "Calune",
-        "Drevin",
-        "Elmont",
-        "Farrow",
-        "Gantel",
-        "Hollin",
-        "Istrad",
-        "Jarvel",
-        "Kolder",
-        "Lanvik",
-        "Morrel",
-        "Norvane",
-        "Ostrel",
-        "Parvik",
-        "Quillan",
-        "Rostan",
-        "Selwick",
-        "Tarrant",
-        "Umberlin",
-        "Vantor",
-        "Westrel",
-        "Yarrow",
-        "Zellick",
-        "Ashven",
-        "Birkel",
-        "Corvane",
-        "Dunmere",
-        "Falkor",
-    ]
+    "Adrel Bostan Calune Drevin Elmont Farrow Gantel Hollin Istrad Jarvel Kolder Lanvik Morrel Norvane Ostrel "
+    "Parvik Quillan Rostan Selwick Tarrant Umberlin Vantor Westrel Yarrow Zellick Ashven Birkel Corvane Dunmere "
+    "Falkor".split()
 )
 
 # Facts the policy is taught about known entities, and live facts that only the web has.
 TAUGHT = {
-    "city": ["Ombra", "Lethe", "Varna", "Sorrel", "Tivoli", "Kesh", "Pallas", "Runa", "Dover", "Milan", "Quito", "Basra"],
-    "metal": ["iron", "copper", "silver", "gold", "tin", "lead", "zinc", "nickel", "cobalt", "chrome", "bronze", "brass"],
+    "city": "Ombra Lethe Varna Sorrel Tivoli Kesh Pallas Runa Dover Milan Quito Basra".split(),
+    "metal": "iron copper silver gold tin lead zinc nickel cobalt chrome bronze brass".split(),
 }
 LIVE = {
-    "keeper": ["Anna", "Boris", "Clara", "David", "Elena", "Felix", "Greta", "Hugo", "Irene", "Jonas", "Karin", "Leo"],
-    "song": ["Dawn", "River", "Ember", "Harbor", "Willow", "Thunder", "Meadow", "Lantern", "Comet", "Garden", "Winter", "Echo"],
+    "keeper": "Anna Boris Clara David Elena Felix Greta Hugo Irene Jonas Karin Leo".split(),
+    "song": "Dawn River Ember Harbor Willow Thunder Meadow Lantern Comet Garden Winter Echo".split(),
 }
 FACTS = {**TAUGHT, **LIVE}
 
