@@ -1,0 +1,39 @@
+"""Names on both sides of an update. The update itself runs in tests/rollout/test_runner.py, on a real engine."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from mmsr_ray.weights.transfer import BACKEND, WeightMismatch, checkpoint_names, compare_names, register
+
+
+def test_names_are_compared_both_ways() -> None:
+    compare_names({"a", "b"}, {"b", "a"})
+    with pytest.raises(WeightMismatch, match=r"1 not published \['b'\], 0 unknown"):
+        compare_names({"a"}, {"a", "b"})
+    with pytest.raises(WeightMismatch, match=r"0 not published \[\], 1 unknown \['c'\]"):
+        compare_names({"a", "c"}, {"a"})
+
+
+def test_names_of_a_checkpoint_in_one_file_or_many(tmp_path: Path, tiny_model: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no safetensors"):
+        checkpoint_names(str(tmp_path), None)
+    save_file({"a": torch.ones(1), "b": torch.ones(1)}, tmp_path / "model.safetensors")
+    assert checkpoint_names(str(tmp_path), None) == {"a", "b"}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": "1", "y": "2"}}))
+    assert checkpoint_names(str(tmp_path), None) == {"x", "y"}
+    assert any("visual" in name for name in checkpoint_names(str(tiny_model), None))
+
+
+def test_vllm_finds_the_plugin_and_registering_twice_is_harmless() -> None:
+    from importlib.metadata import entry_points
+
+    from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+
+    (found,) = [e for e in entry_points(group="vllm.general_plugins") if e.name == "mmsr_weights"]
+    found.load()()
+    register()
+    assert WeightTransferEngineFactory._registry[BACKEND]().__name__ == "ObjectStoreTransfer"
