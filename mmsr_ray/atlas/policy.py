@@ -83,7 +83,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 def policy_config(tokenizer: PreTrainedTokenizerFast, *, hidden: int = 128, layers: int = 4, dtype: str = "float32") -> Qwen2_5_VLConfig:
     """Qwen2.5-VL's own config with small numbers; sizes are rounded so that two ranks can split them."""
-    token = tokenizer.backend_tokenizer.token_to_id
+    token = tokenizer.get_vocab().__getitem__
     heads = hidden // 32
     vocab = (len(tokenizer) + 63) // 64 * 64
     return Qwen2_5_VLConfig(
