@@ -207,6 +207,7 @@ class EvaluationConfig:
     workflows: list[str] = field(default_factory=lambda: ["on_demand", "direct", "rag"])
     before_training: bool = True
     trajectories_shown: int = 12
+    deadline_seconds: float = 7200.0  # of one workflow over all questions
 
 
 @dataclass

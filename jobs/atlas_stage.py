@@ -1,0 +1,75 @@
+"""The seam between jobs and the made-up world: nothing else of the product knows Atlas."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import ObjectRef
+
+import mmsr_ray.agent
+import mmsr_ray.atlas
+from mmsr_ray.agent.prompts import PromptSet
+from mmsr_ray.atlas.prepare import demonstrations, point_at, prepare, start_web
+from mmsr_ray.config import Config
+from mmsr_ray.learner.plan import Item
+from mmsr_ray.types import Group
+
+CHUNK = 100  # demonstrations made by one task
+
+
+@contextmanager
+def world(config: Config) -> Iterator[Config]:
+    """Inside, the files that the config names are there and its tools point at a running web. Without Atlas: as it is."""
+    if not config.atlas.enabled:
+        yield config
+        return
+    prepare(config)
+    web = start_web(config.atlas)
+    try:
+        yield replace(config, tools=point_at(config.tools, web.base))
+    finally:
+        web.stop()
+
+
+def make_demonstrations(config: Config) -> list[tuple[ObjectRef, list[Item]]]:
+    """`atlas.demonstrations` groups, made by tasks in parallel; they stay in the object store."""
+
+    def make(start: int, count: int) -> tuple[list[list[Item]], *tuple[Group, ...]]:
+        groups = demonstrations(config, start, count)
+        return ([items_of(group) for group in groups], *groups)
+
+    made = []
+    for start in range(0, config.atlas.demonstrations, CHUNK):
+        count = min(CHUNK, config.atlas.demonstrations - start)
+        made.append(ray.remote(make).options(num_cpus=1, num_returns=count + 1).remote(start, count))
+    pairs = []
+    for items, *groups in made:
+        pairs += zip(groups, ray.get(items, timeout=config.learner.start_seconds), strict=True)
+    return pairs
+
+
+def items_of(group: Group) -> list[Item]:
+    """Every trajectory of a group as a thing to imitate."""
+    return [
+        Item(0, number, 1.0, t.tokens.length, int(t.tokens.loss_mask.sum()), len(t.tokens.pictures))
+        for number, t in enumerate(group.trajectories)
+    ]
+
+
+def demonstrations_version(config: Config) -> str:
+    """Changes whenever the demonstrations may: the world's settings and code, the prompts, the agent's limits and code."""
+    sources = [file for package in (mmsr_ray.atlas, mmsr_ray.agent) for file in sorted(Path(package.__path__[0]).glob("*.py"))]
+    values: dict[str, Any] = {
+        "atlas": {name: value for name, value in asdict(config.atlas).items() if name != "dir"},
+        "agent": asdict(config.agent),
+        "prompts": PromptSet.load(config.agent.prompts).texts(),
+        "code": hashlib.sha256(b"".join(file.read_bytes() for file in sources)).hexdigest(),
+    }
+    return json.dumps(values, sort_keys=True)

@@ -1,0 +1,55 @@
+"""The folder of one run: its resolved config, and which stages are done with what result.
+
+Promise: a stage whose result is recorded is never done again, also after a kill; a folder belongs to one config, and a
+submission with another one is refused instead of mixing two runs.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mmsr_ray.config import Config, ConfigError, to_yaml
+from mmsr_ray.evaluation.summary import config_hash, write_json
+from mmsr_ray.observability.progress import Progress
+
+STAGES = "stages.json"
+
+
+class RunFolder:
+    """`stage` runs or skips, `seconds` is the wall time by stage over all submissions."""
+
+    def __init__(self, config: Config, progress: Progress) -> None:
+        """Makes the folder. Raises ConfigError when it holds a run of another config."""
+        self.path = Path(config.run.dir, config.run.name).absolute()
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._progress = progress
+        self._file = self.path / STAGES
+        found = json.loads(self._file.read_text()) if self._file.is_file() else {"config_hash": config_hash(config), "stages": {}}
+        if found["config_hash"] != config_hash(config):
+            raise ConfigError(f"{self.path} holds a run of another config: choose another run.name, or remove the folder")
+        self._record: dict[str, Any] = found
+        (self.path / "config.yaml").write_text(to_yaml(config))
+
+    def stage(self, name: str, make: Callable[[], Any]) -> Any:
+        """The result of `make()`, which must be JSON; of the earlier submission where this stage was done then."""
+        entry = self._record["stages"].setdefault(name, {"done": False, "seconds": 0.0, "result": None})
+        if entry["done"]:
+            self._progress.note(f"== {name}: done before, in {entry['seconds']:.0f} s")
+            return entry["result"]
+        self._progress.stage(name)
+        began = time.monotonic()
+        try:
+            entry["result"] = make()
+            entry["done"] = True
+        finally:
+            entry["seconds"] += time.monotonic() - began
+            write_json(self._file, self._record)
+        return entry["result"]
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        return {name: entry["seconds"] for name, entry in self._record["stages"].items()}

@@ -1,0 +1,76 @@
+"""The whole of a run: warm start, evaluation, reinforcement learning, evaluation, report.
+
+    python jobs/train.py --config jobs/configs/atlas.yaml grpo.steps=10
+
+Submit it again and it goes on where it stopped: finished stages are skipped, training resumes from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the jobs package, when this file is run as a script
+
+import ray
+
+from jobs.atlas_stage import demonstrations_version, make_demonstrations, world
+from jobs.evaluate_stage import evaluate_model
+from jobs.reinforce import reinforce
+from jobs.run_folder import RunFolder
+from jobs.warm_start import warm_start
+from mmsr_ray.config import Config, ConfigError, load
+from mmsr_ray.evaluation.summary import write_summary
+from mmsr_ray.observability.progress import Progress
+from mmsr_ray.observability.report import write_report
+from mmsr_ray.tools.actor import start_tools
+
+
+def train(config: Config) -> Path:
+    """Run all stages; returns the run folder, with summary.json and report.html in it."""
+    progress = Progress()
+    run = RunFolder(config, progress)
+    rows: list[dict[str, Any]] = []
+    with world(config) as here:
+        tools = start_tools(here)  # the actors live as long as this handle
+        model = here.model.path
+        if here.sft.enabled:
+            model = run.stage(
+                "warm start",
+                lambda: warm_start(here, lambda: make_demonstrations(here), demonstrations_version(here), progress.sft),
+            )
+        if here.evaluation.before_training:
+            rows += run.stage("evaluation before", lambda: evaluate_model(here, model, "before", run.path, progress.note))
+        if here.grpo.steps > 0:
+            with progress.follow(run.path / "metrics.jsonl", here.grpo.steps):
+                model = run.stage("training", lambda: reinforce(here, model, run.path))
+            rows += run.stage("evaluation after", lambda: evaluate_model(here, model, "after", run.path, progress.note))
+        del tools
+    write_summary(run.path, config=config, seconds=run.seconds, rows=rows)
+    write_report(run.path, shown=config.evaluation.trajectories_shown)
+    progress.finish()
+    return run.path
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", help="a YAML file over the defaults of mmsr_ray/config.py")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="single settings, over the file's")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        config = load(args.config, args.overrides)
+        ray.init(namespace=config.run.namespace, logging_level=logging.WARNING, log_to_driver=True)
+        folder = train(config)
+    except ConfigError as error:
+        logging.getLogger("train").error("%s", error)
+        return 2
+    logging.getLogger("train").info("report: %s", folder / "report.html")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

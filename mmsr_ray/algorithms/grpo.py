@@ -1,0 +1,302 @@
+"""GRPO as an RLlib Algorithm: rollouts by SearchEnvRunners, updates by DeepSpeed ranks, weights through the object store.
+
+Invariants
+- This process holds references and summaries only; tokens and pictures go from runners to learner ranks directly.
+- A step trains `groups_per_step` groups, none sampled by weights older than `staleness` versions.
+- The weight version only grows. After a learner failure everything goes back to the last checkpoint together (learner,
+  data cursor, step), under a new version, so each prompt is trained once in the history that counts.
+
+RLlib's own setup (module specs, connectors, LearnerGroup) is replaced; its step(), callbacks, metrics, fault tolerance,
+Checkpointable and Tune are kept.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.callbacks.utils import make_callback
+from ray.rllib.core import COMPONENT_METRICS_LOGGER
+from ray.rllib.env.env_runner_group import EnvRunnerGroup
+from ray.rllib.utils import force_list
+from ray.rllib.utils.checkpoints import Checkpointable
+from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME, TIMERS
+from ray.tune import PlacementGroupFactory
+
+from mmsr_ray.algorithms import checkpoints, parts
+from mmsr_ray.algorithms.advantages import group_advantages
+from mmsr_ray.algorithms.grpo_config import GRPOConfig
+from mmsr_ray.algorithms.keeping import Keeper
+from mmsr_ray.algorithms.ledger import Entry, Ledger
+from mmsr_ray.algorithms.record import MetricsFile, rollout_record, staleness_of, time_record
+from mmsr_ray.algorithms.sampling import Sampler
+from mmsr_ray.config import from_dict
+from mmsr_ray.learner.group import LearnerError
+from mmsr_ray.learner.plan import Item, plan_update
+from mmsr_ray.learner.schedule import learning_rate
+from mmsr_ray.observability.trackers import Trackers
+from mmsr_ray.types import GroupSummary
+
+logger = logging.getLogger(__name__)
+
+PUMP_SECONDS = 0.2  # how often the driver looks at the learner while rollouts go on
+
+
+class GRPO(Algorithm):
+    """One training iteration is one training step: a rollout batch and its optimiser steps."""
+
+    @classmethod
+    def get_default_config(cls) -> GRPOConfig:
+        return GRPOConfig()
+
+    @classmethod
+    def default_resource_request(cls, config: AlgorithmConfig | dict[str, Any]) -> PlacementGroupFactory:
+        settings = config.settings if isinstance(config, GRPOConfig) else config["settings"]
+        return parts.bundles(from_dict(settings))
+
+    # ------------------------------------------------------------------------------------------------ setup
+
+    def setup(self, config: AlgorithmConfig) -> None:
+        """Start every part, freeze the KL reference, publish the first weights. Does not call RLlib's setup."""
+        self._blank_rllib_fields()
+        assert isinstance(self.config, GRPOConfig)
+        self.c = from_dict(self.config.settings)
+        self.folder = Path(self.c.run.dir, self.c.run.name).absolute()
+        self.metrics_file = MetricsFile(self.folder / "metrics.jsonl")
+        self.trackers = Trackers(self.c.run.trackers, self.folder)
+        self.finished_steps = 0
+        self.version = 0
+        self._failed_in_a_row = 0
+        self._seconds_per_step: list[float] = []
+        self.keeper = Keeper(self.folder / "trajectories")
+        self.parts = parts.start(self.c, self.config, logdir=self.logdir, trial=self.trial_id)
+        self.env_runner_group = self.parts.runners
+        self.ledger = Ledger(self.c.grpo.groups_per_step, self.c.grpo.staleness, self.c.grpo.loss_limit)
+        self.sampler = Sampler(self.c, self.parts.runners, self.parts.feeder, self.ledger, self._sync)
+        self._last_state = self._small_state(learner=None)
+        self._publish()
+        self._set_up_metrics()
+        make_callback(
+            "on_algorithm_init",
+            self.callbacks,
+            list(force_list(self.config.callbacks_on_algorithm_init)),
+            kwargs={"algorithm": self, "metrics_logger": self.metrics},
+        )
+
+    def _blank_rllib_fields(self) -> None:
+        """What Algorithm's other methods expect its own setup to have set."""
+        assert self.config is not None
+        absent = ("env_to_module_connector", "module_to_env_connector", "spaces", "offline_data", "evaluation_dataset")
+        absent += ("_aggregator_actor_manager", "eval_env_runner_group", "offline_eval_runner_group", "learner_group")
+        vars(self).update(dict.fromkeys(absent), evaluation_config=self.config, reward_estimators={})
+        self.callbacks = [make() for make in force_list(self.config.callbacks_class)]
+
+    # ------------------------------------------------------------------------------------------------ one step
+
+    def training_step(self) -> None:
+        """Collect, learn, publish, log. Raises when a part is dead beyond repair or a deadline passes."""
+        began = time.monotonic()
+        deadline = began + self.c.grpo.step_seconds
+        self.sampler.reset_step()
+        with self.metrics.log_time((TIMERS, "rollout")):
+            batch = self.sampler.collect(deadline)
+        groups = [entry.result.summary for entry in batch]
+        stale = staleness_of(groups, self.version, self.c.grpo.staleness)
+        collected = time.monotonic()
+        try:
+            with self.metrics.log_time((TIMERS, "learn")):
+                learned = self._learn(batch, groups)
+                learn_seconds = time.monotonic() - collected
+            with self.metrics.log_time((TIMERS, "sync")):
+                self.version += 1
+                self._publish()
+        except (LearnerError, RayError) as error:
+            self._rewind(error)
+            self.training_step()
+            return
+        self.ledger.trained(batch)
+        self.finished_steps += 1
+        self._failed_in_a_row = 0
+        seconds = {
+            "rollout": collected - began,
+            **time_record(groups),
+            "learn": learn_seconds,
+            "sync": time.monotonic() - collected - learn_seconds,
+            "total": time.monotonic() - began,
+        }
+        self._log(batch, groups, learned, seconds, stale)
+        self._finish_if_last()
+
+    def _learn(self, batch: Sequence[Entry], groups: Sequence[GroupSummary]) -> dict[str, float]:
+        """One update of the learner; with staleness the runners are kept busy meanwhile."""
+        rate = learning_rate(
+            self.finished_steps,
+            base=self.c.grpo.lr,
+            schedule=self.c.grpo.lr_schedule,
+            steps=self.c.grpo.steps,
+            warmup_steps=self.c.grpo.lr_warmup_steps,
+            decay_ratio=self.c.grpo.lr_decay_ratio,
+            decay_at=self.c.grpo.lr_decay_at,
+        )
+        plan = plan_update(
+            self._items(groups),
+            world_size=self.c.learner.world_size,
+            micro_batch_tokens=self.c.learner.micro_batch_tokens,
+            minibatches=self.c.grpo.minibatches,
+            packing=self.c.learner.packing,
+            loss="grpo",
+            lr=rate,
+        )
+        references = [entry.result.group for entry in batch]
+        if self.c.grpo.staleness == 0:
+            return {"lr": rate, **self.parts.learners.update(plan, references)}
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="learner") as pool:
+            update = pool.submit(self.parts.learners.update, plan, references)
+            while not update.done():
+                self.sampler.pump(timeout=PUMP_SECONDS)
+            return {"lr": rate, **update.result()}
+
+    def _items(self, groups: Sequence[GroupSummary]) -> list[Item]:
+        items = []
+        for number, group in enumerate(groups):
+            advantages = group_advantages([t.reward for t in group.trajectories], denormalise=self.c.grpo.loss.denormalise)
+            for index, (row, advantage) in enumerate(zip(group.trajectories, advantages, strict=True)):
+                items.append(Item(number, index, float(advantage), row.length, row.sampled_tokens, row.pictures))
+        return items
+
+    # ------------------------------------------------------------------------------------------------ weights and health
+
+    def _publish(self) -> None:
+        """Publish the learner's weights as `self.version` and bring every healthy runner to it."""
+        references = self.parts.learners.publish(self.version)
+        ray.get(self.parts.store.publish.remote(self.version, references), timeout=self.c.grpo.sync_seconds)
+        self._sync()
+
+    def _sync(self, only: list[int] | None = None) -> None:
+        self.parts.runners.sync(self.version, only=only, timeout=self.c.grpo.sync_seconds)
+
+    def restore_env_runners(self, env_runner_group: EnvRunnerGroup) -> list[int]:
+        """RLlib's hook before each step; between hooks the sampler does the same."""
+        return self.parts.runners.revive(self._sync)
+
+    def _rewind(self, error: Exception) -> None:
+        """The learner failed: restart it whole and take everything back to the last checkpoint. Raises on the second failure in a row."""
+        self._failed_in_a_row += 1
+        if self._failed_in_a_row > 1:
+            raise error
+        logger.error("the learner failed at step %d (%s): back to step %d", self.finished_steps + 1, error, self._last_state["step"])
+        parts.start_learners(self.c, self.parts.learners, self._last_state["learner"])
+        self._take_state(self._last_state)
+
+    # ------------------------------------------------------------------------------------------------ logging
+
+    def _log(
+        self, batch: Sequence[Entry], groups: Sequence[GroupSummary], learned: dict[str, float], seconds: dict[str, float], stale: int
+    ) -> None:
+        record = {"step": self.finished_steps, "version": self.version}
+        record |= rollout_record(groups, search_limit=self.c.agent.search_limit) | learned
+        record |= self.ledger.reset_counts()
+        record |= {
+            "staleness_max": stale,
+            "infra_errors": self.sampler.infra_errors,
+            "tokens_per_second": record["sampled_tokens"] / seconds["total"],
+            "seconds": seconds,
+            "seconds_left": self._seconds_left(seconds["total"]),
+        }
+        self.metrics_file.append(record)
+        self.trackers.log(self.finished_steps, record)
+        self._log_to_rllib(record)
+        self.keeper.keep([entry.result.group for entry in batch[: self.c.grpo.groups_kept]], self.finished_steps)
+        self._alarm(record)
+
+    def _log_to_rllib(self, record: dict[str, Any]) -> None:
+        for name, value in record.items():
+            if isinstance(value, (int, float)):
+                self.metrics.log_value((LEARNER_RESULTS, name), value, window=1)
+        for name in ("reward", "accuracy", "search_ratio_responses"):
+            self.metrics.log_value((ENV_RUNNER_RESULTS, name), record[name], window=1)
+        self.metrics.log_value((ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME), record["trajectories"], reduce="lifetime_sum")
+        self.metrics.log_value("finished_steps", self.finished_steps, window=1)
+
+    def _seconds_left(self, last: float) -> float:
+        self._seconds_per_step = [*self._seconds_per_step[-9:], last]
+        return (self.c.grpo.steps - self.finished_steps) * sum(self._seconds_per_step) / len(self._seconds_per_step)
+
+    def _alarm(self, record: dict[str, Any]) -> None:
+        rate = record["infra_errors"] / max(record["infra_errors"] + record["trajectories"], 1)
+        if rate > self.c.rollout.infra_alarm_rate:
+            logger.error(
+                "ALARM: %.0f%% of the rollouts of step %d were lost to tools or engine (rollout.infra_alarm_rate=%.0f%%)",
+                100 * rate,
+                record["step"],
+                100 * self.c.rollout.infra_alarm_rate,
+            )
+        self.metrics.log_value("infra_error_rate", rate, window=1)
+
+    def _finish_if_last(self) -> None:
+        if self.finished_steps >= self.c.grpo.steps:
+            self.parts.learners.export(self.folder / "model")
+
+    # ------------------------------------------------------------------------------------------------ checkpoint
+
+    def _small_state(self, learner: str | None) -> dict[str, Any]:
+        """Everything but the learner, which lies in its own folder `learner` (None: still the starting model)."""
+        self.sampler.settle()
+        feeder = ray.get(self.parts.feeder.state.remote(self.ledger.charged_keys()), timeout=self.c.grpo.sync_seconds)
+        return {
+            "step": self.finished_steps,
+            "version": self.version,
+            "learner": learner,
+            "feeder": feeder,
+            COMPONENT_METRICS_LOGGER: self.metrics.get_state(),
+        }
+
+    def _take_state(self, state: dict[str, Any]) -> None:
+        """Go on from `state` under a version that no runner has seen yet. The learner must hold its weights already."""
+        self.sampler.abandon()
+        ray.get(self.parts.feeder.restore.remote(state["feeder"]), timeout=self.c.grpo.sync_seconds)
+        self.finished_steps = self._iteration = state["step"]
+        self.version = max(self.version + 1, state["version"])
+        self.ledger.restart(self.version)
+        self.metrics_file.truncate(state["step"])
+        self.trackers.close()
+        self.trackers = Trackers(self.c.run.trackers, self.folder, first_step=self.finished_steps + 1)
+        self._last_state = state
+        self._publish()
+
+    def get_checkpointable_components(self) -> list[tuple[str, Checkpointable]]:
+        return []  # the ranks write their own folder; nothing of theirs passes through here
+
+    def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
+        """Writes the learner's folder to the run folder and returns the small state that points to it."""
+        learner = checkpoints.save_learner(
+            self.parts.learners, self.folder / "checkpoints", self.finished_steps, keep=self.c.grpo.keep_checkpoints
+        )
+        self._last_state = self._small_state(str(learner))
+        return self._last_state
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        if state["learner"] is not None:
+            self.parts.learners.load(state["learner"])
+        self.metrics.set_state(state[COMPONENT_METRICS_LOGGER])
+        self._take_state(state)
+
+    def restore_from_path(self, path: str | Path, *args: Any, **kwargs: Any) -> None:
+        Checkpointable.restore_from_path(self, path, *args, **kwargs)  # Algorithm's own would sync connectors
+
+    def evaluate(self, parallel_train_future: Any = None) -> dict[str, Any]:
+        raise NotImplementedError("evaluation runs as its own stage: see mmsr_ray.evaluation.run")
+
+    def cleanup(self) -> None:
+        if "parts" in self.__dict__:  # setup may have failed before
+            self.keeper.finish()
+            self.trackers.close()
+            self.parts.stop()

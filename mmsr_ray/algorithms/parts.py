@@ -1,0 +1,108 @@
+"""The parts of a training run and how they start: weight store, data feeder, rollout runners, learner ranks.
+
+Invariant: `start` either returns all of them running or stops what it started and raises. Ranks and runners are pinned to
+bundles of the trial's placement group, so that neither can take the other's place; whatever needs no CPU floats.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.tune import PlacementGroupFactory
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from mmsr_ray.algorithms.grpo_config import GRPOConfig
+from mmsr_ray.algorithms.runners import RunnerGroup
+from mmsr_ray.config import Config
+from mmsr_ray.data.feeder import start_feeder
+from mmsr_ray.learner.group import LearnerGroup
+from mmsr_ray.weights.store import start_store, store_name
+
+logger = logging.getLogger(__name__)
+
+EXTRA_CALLS = 16  # of a runner, beside its groups: pings, syncs, statistics
+
+
+@dataclass(slots=True)
+class Parts:
+    """Everything that a training run talks to."""
+
+    store: ActorHandle
+    feeder: ActorHandle
+    runners: RunnerGroup
+    learners: LearnerGroup
+
+    def stop(self) -> None:
+        self.runners.stop()
+        self.learners.shutdown()
+        for actor in (self.feeder, self.store):
+            ray.kill(actor)
+
+
+def bundles(config: Config) -> PlacementGroupFactory:
+    """One bundle for the Algorithm, one per runner, one per learner rank, packed as far as they fit."""
+    runner = {"CPU": config.rollout.cpus_per_runner, "GPU": config.rollout.gpus_per_runner}
+    rank = {"CPU": config.learner.cpus_per_rank, "GPU": config.learner.gpus_per_rank}
+    wanted = [{"CPU": config.grpo.driver_cpus}, *[runner] * config.rollout.num_runners, *[rank] * config.learner.world_size]
+    return PlacementGroupFactory([{name: amount for name, amount in bundle.items() if amount} for bundle in wanted], strategy="PACK")
+
+
+def start(config: Config, rllib: GRPOConfig, *, logdir: str | None, trial: str | None) -> Parts:
+    """Start all parts, engines and ranks at the same time; the learner's weights become the KL reference.
+
+    Raises RunnersLost, LearnerError or DataError when one does not come up within its deadline.
+    """
+    # The name is new each time: a trial that Tune restarts may find its predecessor's store still there.
+    name = f"{store_name(config.run.name)}-{uuid.uuid4().hex[:8]}"
+    store = start_store(name, config.run.namespace)
+    feeder = start_feeder(config.data.train, config.data, seed=config.run.seed)
+    runners = start_runners(config, rllib, store=name, logdir=logdir, trial=trial)
+    learners = LearnerGroup(config, config.model.path, rank_placement(config))
+    parts = Parts(store, feeder, runners, learners)
+    try:
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="learner-start") as pool:
+            learning = pool.submit(start_learners, config, learners)
+            runners.wait_until_up()
+            learning.result()
+    except BaseException:
+        parts.stop()
+        raise
+    return parts
+
+
+def start_runners(
+    config: Config, rllib: GRPOConfig, *, store: str | None, logdir: str | None = None, trial: str | None = None
+) -> RunnerGroup:
+    """Rollout runners that pull weights from the named store; None for the weights of the model folder. Does not wait."""
+    own = rllib.copy(copy_frozen=False)
+    own.runtime = {"store": store}
+    return RunnerGroup(
+        config=own,
+        max_concurrency=config.rollout.max_inflight_groups + EXTRA_CALLS,
+        start_seconds=config.rollout.start_seconds,
+        logdir=logdir,
+        tune_trial_id=trial,
+    )
+
+
+def start_learners(config: Config, learners: LearnerGroup, folder: str | None = None) -> None:
+    """Start the ranks, from a checkpoint folder if given (which holds the KL reference too)."""
+    learners.restart(folder)
+    if folder is None and config.grpo.loss.kl_coef > 0:
+        learners.set_reference()
+
+
+def rank_placement(config: Config) -> Callable[[int], dict[str, Any]] | None:
+    """Rank r into bundle 1 + runners + r of the trial; anywhere outside a trial."""
+    group = ray.util.get_current_placement_group()
+    if group is None:
+        return None
+    first = 1 + config.rollout.num_runners
+    return lambda rank: {"scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=first + rank)}

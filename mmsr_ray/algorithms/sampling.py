@@ -1,0 +1,196 @@
+"""Groups from the rollout actors: admission, the in-flight map, loss and requeue.
+
+Invariants
+- The driver fetches summaries only. `sample_group` is called with two returns, so the Group is an object owned by this
+  process: it outlives the runner that made it and is fetched by learner ranks alone.
+- Every group in flight belongs to a healthy runner and has a deadline; otherwise its prompt is queued again under the same uid.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import ray
+from ray import ObjectRef
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError, RayError
+
+from mmsr_ray.algorithms.advantages import carries_signal
+from mmsr_ray.algorithms.ledger import Entry, Ledger
+from mmsr_ray.algorithms.runners import RunnerGroup
+from mmsr_ray.config import Config
+from mmsr_ray.types import GroupSummary
+
+logger = logging.getLogger(__name__)
+
+FEED_SECONDS = 300.0  # the data feeder must answer within this time: it may be starting its readers
+LATE_GRACE_SECONDS = 60.0  # beyond the runner's own deadline of a group
+
+
+class SamplingError(RuntimeError):
+    """Sampling cannot go on; the message says why and what to look at."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyGroup:
+    """A usable group: the summary by value, the Group by reference."""
+
+    summary: GroupSummary
+    group: ObjectRef
+
+
+@dataclass(slots=True)
+class _Flight:
+    entry: Entry
+    runner: int
+    group: ObjectRef
+    since: float
+
+
+class Sampler:
+    """Keeps the runners busy with the prompts that the ledger admits. All waiting happens in `pump`."""
+
+    def __init__(
+        self, config: Config, runners: RunnerGroup, feeder: ActorHandle, ledger: Ledger, prepare: Callable[[list[int]], None]
+    ) -> None:
+        """`prepare(ids)` syncs weights to runners that came back, before they get a prompt."""
+        self._config = config
+        self._runners = runners
+        self._feeder = feeder
+        self._ledger = ledger
+        self._prepare = prepare
+        self._flights: dict[ObjectRef, _Flight] = {}
+        self._feed: tuple[ObjectRef, float] | None = None  # the open request to the feeder and its start
+        self.filtered_in_step = 0
+        self.infra_errors = 0  # trajectories lost to infrastructure since `reset_step`
+
+    # ------------------------------------------------------------------------------------------------ one step
+
+    def collect(self, deadline: float) -> list[Entry]:
+        """Block until the ledger yields a batch; entries carry `ReadyGroup` results.
+
+        Raises SamplingError at `deadline` (monotonic seconds), RunnersLost when no runner comes back.
+        """
+        while (batch := self._ledger.take_batch()) is None:
+            if time.monotonic() > deadline:
+                raise SamplingError(
+                    f"no full batch within grpo.step_seconds={self._config.grpo.step_seconds:.0f}: {len(self._ledger.ready())} of "
+                    f"{self._ledger.groups_per_step} groups ready, {len(self._flights)} in flight on runners {self._runners.healthy()}"
+                )
+            self.pump(timeout=1.0)
+        return batch
+
+    def pump(self, timeout: float) -> None:
+        """One turn: revive runners, admit, dispatch, wait up to `timeout` seconds for something to happen, take it in."""
+        self._runners.revive(self._prepare)
+        self._drop_late()
+        self._request_tickets()
+        self._dispatch()
+        waiting = [*self._flights, *([self._feed[0]] if self._feed else [])]
+        if not waiting:
+            time.sleep(min(timeout, 0.05))
+            return
+        ray.wait(waiting, num_returns=1, timeout=timeout)
+        for ref in ray.wait(waiting, num_returns=len(waiting), timeout=0)[0]:
+            if self._feed is not None and ref == self._feed[0]:
+                self._take_tickets()
+            else:
+                self._land(ref)
+
+    def reset_step(self) -> None:
+        self.filtered_in_step = self.infra_errors = 0
+
+    # ------------------------------------------------------------------------------------------------ admission
+
+    def _request_tickets(self) -> None:
+        if self._feed is None:
+            if self._ledger.room > 0:
+                self._feed = (self._feeder.next_tickets.remote(self._ledger.room), time.monotonic())
+        elif time.monotonic() - self._feed[1] > FEED_SECONDS:
+            raise SamplingError(f"the data feeder did not answer within {FEED_SECONDS:.0f} s: see its log, and leave it a free CPU")
+
+    def _take_tickets(self) -> None:
+        assert self._feed is not None
+        ref, self._feed = self._feed[0], None
+        self._ledger.admit(ray.get(ref, timeout=FEED_SECONDS))
+
+    def _dispatch(self) -> None:
+        load = dict.fromkeys(self._runners.healthy(), 0)
+        for flight in self._flights.values():
+            if flight.runner in load:
+                load[flight.runner] += 1
+        for entry in self._ledger.queued():
+            runner = min(load, key=lambda i: load[i], default=None)
+            if runner is None or load[runner] >= self._config.rollout.max_inflight_groups:
+                return
+            self._ledger.dispatch(entry)
+            summary, group = (
+                self._runners.actor(runner)
+                .sample_group.options(num_returns=2)
+                .remote(entry.ticket, self._config.grpo.group_size, self._ledger.version + 1)
+            )
+            self._flights[summary] = _Flight(entry, runner, group, time.monotonic())
+            load[runner] += 1
+
+    # ------------------------------------------------------------------------------------------------ arrivals and losses
+
+    def _land(self, ref: ObjectRef) -> None:
+        flight = self._flights.pop(ref)
+        try:
+            summary: GroupSummary = ray.get(ref)
+        except RayActorError:
+            logger.warning("runner %d died with prompt %s: requeued", flight.runner, flight.entry.ticket.uid)
+            self._runners.mark_lost(flight.runner)
+            self._lose(flight.entry, "its runner died")
+            return
+        except RayError:
+            logger.exception("group %s failed on runner %d", flight.entry.ticket.uid, flight.runner)
+            self._lose(flight.entry, "its runner raised an error")
+            return
+        self._judge(flight, summary)
+
+    def _judge(self, flight: _Flight, summary: GroupSummary) -> None:
+        """Ready, lost for want of survivors, or filtered."""
+        entry, size = flight.entry, self._config.grpo.group_size
+        self.infra_errors += size - len(summary.trajectories)
+        if len(summary.trajectories) < self._config.rollout.min_survivors:
+            self._lose(entry, f"only {len(summary.trajectories)} of {size} rollouts survived infrastructure errors")
+            return
+        limit = self._config.grpo.filter_limit * self._config.grpo.groups_per_step
+        if self._config.grpo.filter_groups and self.filtered_in_step < limit and not carries_signal(summary.trajectories):
+            self.filtered_in_step += 1
+            self._ledger.filter(entry)
+            return
+        self._ledger.complete(entry, ReadyGroup(summary, flight.group))
+
+    def _lose(self, entry: Entry, why: str) -> None:
+        if not self._ledger.lose(entry):
+            logger.error("prompt %s given up after %d losses; the last: %s", entry.ticket.uid, entry.losses, why)
+
+    def _drop_late(self) -> None:
+        """A group far beyond its runner's own deadline means that the runner hangs."""
+        limit = self._config.rollout.group_deadline_seconds + LATE_GRACE_SECONDS
+        healthy = set(self._runners.healthy())
+        for flight in list(self._flights.values()):
+            if time.monotonic() - flight.since > limit and flight.runner in healthy:
+                logger.error("runner %d has held prompt %s for over %.0f s: restarting it", flight.runner, flight.entry.ticket.uid, limit)
+                self._runners.kill(flight.runner)
+                healthy.discard(flight.runner)
+
+    # ------------------------------------------------------------------------------------------------ checkpoint
+
+    def settle(self) -> None:
+        """Take in tickets that the feeder was asked for, so that everything it handed out is charged."""
+        if self._feed is not None:
+            ray.wait([self._feed[0]], timeout=FEED_SECONDS)
+            self._take_tickets()
+
+    def abandon(self) -> None:
+        """Forget what is in flight; the ledger and the feeder are about to go back in time."""
+        for ref in self._flights:
+            ray.cancel(ref)
+        self._flights.clear()
+        self._feed = None

@@ -1,0 +1,85 @@
+"""A small run for tests that start the real engine, learner and feeder: a Ray of 4 logical CPUs, 20 questions, the tiny policy."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+from PIL import Image
+
+from mmsr_ray.config import Config, ProviderConfig, load
+from mmsr_ray.data.schema import write_fvqa
+from mmsr_ray.tools.actor import start_tools
+from mmsr_ray.types import Need, Sample
+
+QUESTIONS = 20
+
+
+def picture(number: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (56, 56), (number * 12 % 256, number * 40 % 256, 90)).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def samples() -> list[Sample]:
+    return [Sample(f"q{i:02d}", f"What is the name of entity {i}?", picture(i), (f"name {i}",), need=Need.IMAGE) for i in range(QUESTIONS)]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    ray.init(num_cpus=4, include_dashboard=False, object_store_memory=400 << 20, namespace="mmsr", logging_level=logging.WARNING)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def config(cluster: None, tiny_model: Path, tmp_path: Path) -> Iterator[Config]:
+    """Two groups of two rollouts a step, short answers, a checkpointable run under `tmp_path`; its tools run."""
+    write_fvqa(tmp_path / "train.parquet", samples())
+    settings = {
+        "run.name": "run",
+        "run.dir": tmp_path,
+        "model.path": tiny_model,
+        "model.dtype": "float32",
+        "model.min_pixels": 56 * 56,
+        "model.max_pixels": 56 * 56,
+        "model.thumbnail_max_pixels": 28 * 28,
+        "data.train": tmp_path / "train.parquet",
+        "data.test": tmp_path / "train.parquet",
+        "data.prefetch_samples": 4,
+        "agent.prompts": "brief",
+        "agent.max_prompt_tokens": 256,
+        "agent.max_turn_tokens": 12,
+        "agent.max_total_tokens": 512,
+        "agent.deadline_seconds": 60,
+        "rollout.group_deadline_seconds": 90,
+        "rollout.num_runners": 2,
+        "rollout.cpus_per_runner": 0.5,
+        "rollout.max_num_seqs": 16,
+        "rollout.enforce_eager": True,
+        "learner.world_size": 2,
+        "learner.cpus_per_rank": 0.5,
+        "learner.micro_batch_tokens": 1024,
+        "grpo.steps": 4,
+        "grpo.groups_per_step": 3,
+        "grpo.group_size": 2,
+        "grpo.minibatches": 1,
+        "grpo.lr": 1e-4,
+        "grpo.step_seconds": 200,
+        "grpo.groups_kept": 3,
+        "grpo.keep_checkpoints": 1,
+        "grpo.checkpoint_every": 1,
+        "tools.actors": 1,
+    }
+    made = load(None, [f"{key}={value}" for key, value in settings.items()])
+    nowhere = ProviderConfig(kind="searxng", url="http://127.0.0.1:9", timeout_seconds=1)
+    made.tools.text_search = nowhere
+    made.tools.image_search = ProviderConfig(kind="serpapi_lens", url="http://127.0.0.1:9/search.json", timeout_seconds=1)
+    made.tools.reader = ProviderConfig(kind="trafilatura", url="")
+    tools = start_tools(made)  # they live as long as this
+    yield made
+    del tools
