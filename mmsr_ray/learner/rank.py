@@ -74,6 +74,7 @@ class LearnerRank:
         self._rank = rank
         self._config = config
         self._model_path = model_path
+        self._dtype = torch.bfloat16 if config.learner.dtype == "bfloat16" else torch.float32  # of compute
         self._reference: Policy | None = None
 
     # ------------------------------------------------------------------------------------------------ start
@@ -98,24 +99,13 @@ class LearnerRank:
         timeout = datetime.timedelta(seconds=max(learner.update_seconds, learner.start_seconds))
         deepspeed.init_distributed("nccl" if cuda else "gloo", timeout=timeout, verbose=False)
         settings = deepspeed_config(self._config)
-        policy = self._build(settings)
+        # read whole into host memory; ZeRO-3 cuts it up when the engine is built
+        policy = load_policy(self._model_path, dtype=self._dtype, gradient_checkpointing=learner.gradient_checkpointing)
         optimizer = torch.optim.AdamW(
             policy.parameters(), lr=0.0, betas=(learner.betas[0], learner.betas[1]), weight_decay=learner.weight_decay, fused=True
         )
         self._engine = deepspeed.initialize(model=policy, optimizer=optimizer, config=settings)[0]
         self._cache = PatchCache(VisionGeometry.load(_local_folder(self._model_path)))
-
-    def _build(self, settings: dict[str, Any]) -> Policy:
-        learner = self._config.learner
-        dtype = torch.bfloat16 if learner.dtype == "bfloat16" else torch.float32
-        partition = None
-        if learner.zero_stage == 3:  # while this object lives, from_pretrained partitions every weight as it is read
-            from transformers.integrations.deepspeed import HfDeepSpeedConfig
-
-            partition = HfDeepSpeedConfig(settings)
-        policy = load_policy(self._model_path, dtype=dtype, gradient_checkpointing=learner.gradient_checkpointing)
-        del partition
-        return policy
 
     @property
     def _policy(self) -> Policy:
@@ -212,8 +202,7 @@ class LearnerRank:
     def set_reference(self) -> None:
         """Freeze a copy of the current weights as the KL reference, in the dtype of compute."""
         if self._reference is None:
-            dtype = torch.bfloat16 if self._config.learner.dtype == "bfloat16" else torch.float32
-            self._reference = load_policy(self._model_path, dtype=dtype).to(self._device).requires_grad_(False).eval()
+            self._reference = load_policy(self._model_path, dtype=self._dtype).to(self._device).requires_grad_(False).eval()
         target = named_weights(self._reference)
         for name, tensor in self._weights():
             target[name].data.copy_(tensor)
