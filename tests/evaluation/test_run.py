@@ -1,0 +1,117 @@
+"""An evaluation over real Ray actors that answer, die, hang and come back. The actors stand in for an engine, not for Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from mmsr_ray.evaluation.run import evaluate
+from mmsr_ray.types import Sample, TrajectorySummary
+
+from .test_metrics import summary
+
+pytestmark = pytest.mark.heavy
+
+
+class Answerer:
+    """Answers every question by its uid; a question's text may say what goes wrong. `folder` remembers across restarts."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    async def ping(self) -> bool:
+        return True
+
+    async def evaluate_sample(self, sample: Sample, workflow: str) -> tuple[TrajectorySummary, tuple[str, str]]:
+        first = not (self.folder / sample.uid).exists()
+        (self.folder / sample.uid).touch()
+        match sample.question:
+            case "kill":
+                os._exit(1)
+            case "kill once" if first:
+                os._exit(1)
+            case "hang":
+                await asyncio.sleep(1000)
+            case "raise":
+                raise RuntimeError("a bug")
+        await asyncio.sleep(0.02 * (int(sample.uid) % 3))  # so that answers arrive out of order
+        return summary(uid=sample.uid, correct=True), (sample.uid, workflow)
+
+
+def start(folder: Path, restarts: int = 0) -> Any:
+    return ray.remote(Answerer).options(num_cpus=0, max_concurrency=100, max_restarts=restarts).remote(str(folder))
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 << 20, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def questions(count: int, **troubles: str) -> list[Sample]:
+    """`troubles`: q<number>="kill" and the like."""
+    return [Sample(str(i), troubles.get(f"q{i}", "fine"), b"", ("a",)) for i in range(count)]
+
+
+def test_order_kept_and_everything_answered(cluster: None, tmp_path: Path) -> None:
+    runners = [start(tmp_path) for _ in range(2)]
+    progress: list[int] = []
+    result = evaluate(
+        runners,
+        iter(questions(30)),
+        "rag",
+        inflight_per_runner=4,
+        sample_seconds=30,
+        deadline_seconds=60,
+        keep=3,
+        on_progress=progress.append,
+    )
+    assert [entry.uid for entry in result.entries] == [str(i) for i in range(30)]
+    assert [s.uid for s in result.summaries] == [str(i) for i in range(30)]
+    assert progress[-1] == 30
+    assert [pair for _, pair in result.kept()] == [("0", "rag"), ("1", "rag"), ("2", "rag")]
+    assert all(entry.trajectory is None for entry in result.entries[3:])
+    row = result.row(name="rag", split="test", search_limit=2)
+    assert (row["questions"], row["accuracy"], row["infra_errors"]) == (30, 1.0, 0)
+
+
+def test_a_runner_that_dies_is_restarted_and_its_questions_are_asked_again(cluster: None, tmp_path: Path) -> None:
+    alone = start(tmp_path, restarts=-1)
+    result = evaluate([alone], questions(12, q5="kill once"), "direct", inflight_per_runner=4, sample_seconds=30, deadline_seconds=90)
+    assert [entry.summary is not None for entry in result.entries] == [True] * 12
+
+
+def test_failures_are_counted_apart_and_never_wrong_answers(cluster: None, tmp_path: Path) -> None:
+    runners = [start(tmp_path, restarts=-1) for _ in range(2)]
+    result = evaluate(
+        runners, questions(8, q2="hang", q6="raise"), "direct", inflight_per_runner=2, sample_seconds=2, deadline_seconds=60, attempts=2
+    )
+    assert [entry.uid for entry in result.failures] == ["2", "6"]
+    assert "no answer within 2 s" in result.failures[0].failure
+    assert "a bug" in result.failures[1].failure
+    row = result.row(name="direct", split="test", search_limit=2)
+    assert (row["questions"], row["accuracy"], row["infra_errors"]) == (6, 1.0, 2)
+
+
+def test_dead_runners_end_it_early_and_the_deadline_ends_it_anyway(cluster: None, tmp_path: Path) -> None:
+    started = time.monotonic()
+    mortal = start(tmp_path)
+    result = evaluate([mortal], questions(6, q0="kill"), "direct", inflight_per_runner=2, sample_seconds=30, deadline_seconds=300)
+    assert time.monotonic() - started < 60
+    assert {entry.failure for entry in result.entries} == {"every rollout runner is dead"}
+
+    slow = start(tmp_path)
+    result = evaluate([slow], questions(6, q0="hang", q1="hang"), "direct", inflight_per_runner=2, sample_seconds=100, deadline_seconds=2)
+    assert [entry.uid for entry in result.entries] == [str(i) for i in range(6)]
+    assert len(result.failures) == 6
+    assert 2 <= result.seconds < 10
+    with pytest.raises(ValueError, match="at least one runner"):
+        evaluate([], [], "direct", inflight_per_runner=1, sample_seconds=1, deadline_seconds=1)
