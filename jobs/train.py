@@ -15,18 +15,19 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the jobs package, when this file is run as a script
 
-import ray
-
 from jobs.atlas_stage import demonstrations_version, make_demonstrations, world
+from jobs.connect import connect
 from jobs.evaluate_stage import evaluate_model
 from jobs.reinforce import reinforce
 from jobs.run_folder import RunFolder
 from jobs.warm_start import warm_start
 from mmsr_ray.config import Config, ConfigError, load
+from mmsr_ray.data.schema import DataError
 from mmsr_ray.evaluation.summary import write_summary
 from mmsr_ray.observability.progress import Progress
 from mmsr_ray.observability.report import write_report
 from mmsr_ray.tools.actor import start_tools
+from mmsr_ray.tools.errors import ToolsError
 
 
 def train(config: Config) -> Path:
@@ -63,9 +64,9 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     try:
         config = load(args.config, args.overrides)
-        ray.init(namespace=config.run.namespace, logging_level=logging.WARNING, log_to_driver=True)
+        connect(config)
         folder = train(config)
-    except ConfigError as error:
+    except (ConfigError, DataError, ToolsError) as error:  # the user's to mend, and one sentence says how
         logging.getLogger("train").error("%s", error)
         return 2
     logging.getLogger("train").info("report: %s", folder / "report.html")

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
@@ -52,7 +51,8 @@ class RunnerGroup(EnvRunnerGroup):
     def healthy(self) -> list[int]:
         return self._worker_manager.healthy_actor_ids()
 
-    def actor(self, runner: int) -> ActorHandle:
+    def actor(self, runner: int) -> Any:
+        """The actor's handle; its methods are those of `env_runner_cls`."""
         return self._worker_manager.actors()[runner]
 
     def mark_lost(self, runner: int) -> None:

@@ -89,7 +89,9 @@ class Sampler:
         self._drop_late()
         self._request_tickets()
         self._dispatch()
-        waiting = [*self._flights, *([self._feed[0]] if self._feed else [])]
+        waiting = list(self._flights)
+        if self._feed is not None:
+            waiting.append(self._feed[0])
         if not waiting:
             time.sleep(min(timeout, 0.05))
             return
