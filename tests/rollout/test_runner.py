@@ -1,0 +1,296 @@
+"""A real runner with a real engine in a Ray actor: generation, weights, groups, death. One engine for all tests."""
+
+import logging
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import ray
+import torch
+from ray.exceptions import RayActorError
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from safetensors.torch import load_file
+
+from mmsr_ray.config import Config, load, to_dict
+from mmsr_ray.rollout.engine import load_codec
+from mmsr_ray.types import Generation, Group, GroupSummary, Outcome, Sample, Sampling, SealedTokens, Ticket
+from mmsr_ray.weights.publisher import buckets
+from mmsr_ray.weights.store import start_store, store_name
+from tests.rollout import scripted
+from tests.rollout.scripted import GREEDY, ScriptedRunner, png
+
+pytestmark = pytest.mark.heavy
+
+WAIT = 200.0
+LOGPROB_TOLERANCE = 2e-4  # natural log, float32 on both sides; the difference is the order of summation
+
+
+class Run:
+    """A store, a runner and the means to publish changed weights."""
+
+    def __init__(self, config: Config, model: Path) -> None:
+        self.config = config
+        self.weights = load_file(model / "model.safetensors")
+        self.store: Any = start_store(store_name(config.run.name), config.run.namespace)
+        self.version = -1
+        rllib = AlgorithmConfig()
+        rllib.settings = to_dict(config)  # type: ignore[attr-defined]
+        self.runner = (
+            ray.remote(ScriptedRunner).options(num_cpus=1, max_restarts=2, max_concurrency=100).remote(config=rllib, worker_index=1)
+        )
+        self._owned: list[list[ray.ObjectRef]] = []
+
+    def publish(self, scale: float = 1.0) -> int:
+        """The model folder's weights, those of the language layers scaled, as the next version."""
+        self.version += 1
+        scaled = ((name, tensor * scale if "layers" in name else tensor) for name, tensor in self.weights.items())
+        refs = [ray.put(bucket) for bucket in buckets(scaled, torch.float32, 1 << 20)]
+        self._owned = [*self._owned[-1:], refs]
+        ray.get(self.store.publish.remote(self.version, refs), timeout=WAIT)
+        return self.version
+
+    def sync(self, scale: float = 1.0) -> dict[str, float]:
+        return ray.get(self.runner.sync_weights.remote(self.publish(scale)), timeout=WAIT)
+
+    def on_runner(self, function: Callable[..., Any], *args: Any) -> Any:
+        return ray.get(self.runner.apply.remote(function, *args), timeout=WAIT)
+
+    def stats(self) -> dict[str, float]:
+        return ray.get(self.runner.stats.remote(), timeout=WAIT)
+
+    def greedy(self, text: str = "what is this?", *pictures: int) -> Generation:
+        return self.on_runner(scripted.generate, text, pictures, GREEDY)
+
+
+@pytest.fixture(scope="module")
+def run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    config = load(
+        None,
+        [
+            f"model.path={tiny_model}",
+            *("model.dtype=float32", "model.min_pixels=3136", "model.max_pixels=3136", "model.thumbnail_max_pixels=3136"),
+            *("data.train=none", "data.test=none", "run.name=rollout-test", "run.namespace=rollout-test"),
+            *("agent.prompts=brief", "agent.max_prompt_tokens=256", "agent.max_total_tokens=512", "agent.max_turn_tokens=16"),
+            *("rollout.enforce_eager=true", "rollout.infra_retries=1"),
+        ],
+    )
+    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=200 << 20, namespace="rollout-test", logging_level=logging.ERROR)
+    try:
+        started = Run(config, tiny_model)
+        started.publish()
+        ray.get(started.runner.ping.remote(), timeout=WAIT)
+        yield started
+        ray.get(started.runner.stop.remote(), timeout=30)
+    finally:
+        ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def sample() -> Sample:
+    return Sample("u1", "what is this?", png(3), ("a thing",))
+
+
+# ---------------------------------------------------------------------------------------------------- weights
+
+
+def test_the_newest_version_is_pulled_before_the_first_prompt(run: Run) -> None:
+    assert ray.get(run.runner.version.remote(), timeout=WAIT) == 0
+    assert set(run.greedy("what is this?", 1).versions) == {0}
+
+
+def test_an_update_changes_outputs_and_the_old_weights_restore_them_bit_for_bit(run: Run) -> None:
+    before = run.greedy("what is this?", 1, 2)
+    run.sync(1.3)
+    changed = run.greedy("what is this?", 1, 2)
+    run.sync()
+    restored = run.greedy("what is this?", 1, 2)
+    assert changed.logprobs != before.logprobs
+    assert (restored.token_ids, restored.logprobs) == (before.token_ids, before.logprobs)
+    assert set(restored.versions) == {run.version}
+
+
+def test_no_cache_survives_an_update(run: Run) -> None:
+    """A prompt that the engine has in its prefix, picture and encoder caches gives what it gives without them."""
+    run.sync(1.5)
+    unseen = run.greedy("a prompt that no cache has seen under these weights " * 3, 7)
+    run.sync()
+    run.greedy("a prompt that no cache has seen under these weights " * 3, 7)
+    run.sync(1.5)
+    again = run.greedy("a prompt that no cache has seen under these weights " * 3, 7)
+    cached = run.greedy("a prompt that no cache has seen under these weights " * 3, 7)
+    run.sync()
+    assert (again.token_ids, again.logprobs) == (unseen.token_ids, unseen.logprobs)
+    assert cached.token_ids == again.token_ids
+    np.testing.assert_allclose(cached.logprobs, again.logprobs, atol=1e-5)
+
+
+def test_a_request_in_flight_goes_on_under_the_new_weights(run: Run) -> None:
+    call = run.runner.apply.remote(scripted.generate, "go on", (1,), Sampling(max_tokens=400))
+    time.sleep(0.4)
+    run.sync(1.1)
+    generation: Generation = ray.get(call, timeout=WAIT)
+    run.sync()
+    assert generation.versions == sorted(generation.versions)
+    assert set(generation.versions) == {run.version - 2, run.version - 1}
+    assert len(generation.versions) == len(generation.token_ids) == len(generation.logprobs)
+
+
+def test_updates_are_quick_and_leave_nothing_in_the_object_store(run: Run) -> None:
+    run.sync()
+    used = _objects_in_store()
+    seconds = [run.sync()["total"] for _ in range(30)]
+    assert _objects_in_store() <= used
+    print(f"sync: median {1000 * statistics.median(seconds):.0f} ms, worst {1000 * max(seconds):.0f} ms")
+    assert min(seconds) < 0.15  # the rest is whoever else uses the machine
+
+
+def _objects_in_store() -> int:
+    """Objects in shared memory, after references had a moment to settle."""
+    from ray._private.internal_api import memory_summary
+
+    time.sleep(1.0)
+    (line,) = [line for line in memory_summary(stats_only=True).splitlines() if "Plasma memory usage" in line]
+    return int(line.split(",")[1].split()[0])
+
+
+# ---------------------------------------------------------------------------------------------------- generation
+
+
+def test_greedy_is_greedy_and_pictures_matter(run: Run) -> None:
+    first, second, other = run.greedy("what is this?", 1), run.greedy("what is this?", 1), run.greedy("what is this?", 2)
+    assert first.token_ids == second.token_ids
+    np.testing.assert_allclose(first.logprobs, second.logprobs, atol=1e-5)  # the second time from the caches
+    assert first.logprobs != other.logprobs
+
+
+def test_vision_tokens_are_never_sampled_and_turns_end_with_the_end_token(run: Run) -> None:
+    codec = load_codec(run.config)
+    hot = Sampling(temperature=2.0, max_tokens=200)  # an untrained policy: all but uniform over some 900 tokens
+    calls = [run.runner.apply.remote(scripted.generate, "anything", (i,), hot) for i in range(32)]
+    generations: list[Generation] = ray.get(calls, timeout=WAIT)
+    sampled = [token for g in generations for token in g.token_ids]
+    assert not set(sampled) & set(codec.banned_ids)
+    assert len(set(sampled)) > 500
+    for g in generations:
+        assert g.stopped == (g.token_ids[-1] == codec.end_id)
+        assert codec.end_id not in g.token_ids[:-1]
+        assert g.stopped or len(g.token_ids) == 200
+    assert any(g.stopped for g in generations)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_logprobs_agree_with_transformers(run: Run, tiny_model: Path, temperature: float) -> None:
+    sealed: SealedTokens = run.on_runner(scripted.three_turns, Sampling(temperature, 16))
+    assert len(sealed.pictures) == 4
+    expected = _transformers_logprobs(sealed, tiny_model, load_codec(run.config), temperature)
+    difference = np.abs(expected - sealed.logprobs)[sealed.loss_mask]
+    print(f"vLLM against transformers: at most {difference.max():.1e}, mean {difference.mean():.1e}")
+    assert difference.max() < LOGPROB_TOLERANCE
+
+
+def _transformers_logprobs(sealed: SealedTokens, model: Path, codec: Any, temperature: float) -> np.ndarray:
+    """Log-prob of every token given those before it, vision tokens excluded; float32 [L]."""
+    import io
+
+    from PIL import Image
+    from transformers import AutoImageProcessor, Qwen2_5_VLForConditionalGeneration
+
+    hf = Qwen2_5_VLForConditionalGeneration.from_pretrained(model, dtype=torch.float32).eval()
+    images = [Image.open(io.BytesIO(picture.data)) for picture in sealed.pictures]
+    pixels = AutoImageProcessor.from_pretrained(model)(images=images, return_tensors="pt", do_resize=False)
+    assert pixels["image_grid_thw"].tolist() == sealed.grids.tolist()
+    ids = torch.from_numpy(sealed.ids.astype(np.int64))[None]
+    with torch.no_grad():
+        logits = hf(input_ids=ids, **pixels, mm_token_type_ids=(ids == codec.image_pad_id).int()).logits[0].float()
+    logits[:, list(codec.banned_ids)] = -torch.inf
+    scored = (logits / temperature).log_softmax(-1)[:-1].gather(1, ids[0, 1:, None])[:, 0]
+    return np.concatenate([[0.0], scored.numpy()]).astype(np.float32)
+
+
+# ---------------------------------------------------------------------------------------------------- groups
+
+
+def _group(run: Run, sample: Sample, n: int = 4) -> tuple[GroupSummary, Group]:
+    ticket = Ticket(sample.uid, 2, 0, [ray.put(sample)])
+    refs = run.runner.sample_group.options(num_returns=2).remote(ticket, n, 1)
+    return tuple(ray.get(refs, timeout=WAIT))  # type: ignore[return-value]
+
+
+def test_a_group_is_scored_sealed_and_summarised(run: Run, sample: Sample) -> None:
+    summary, group = _group(run, sample)
+    assert (group.uid, group.epoch, group.sample) == ("u1", 2, sample)
+    assert [t.index for t in group.trajectories] == [s.index for s in summary.trajectories] == [0, 1, 2, 3]
+    assert len({tuple(t.tokens.ids) for t in group.trajectories}) > 1
+    for trajectory, told in zip(group.trajectories, summary.trajectories, strict=True):
+        assert trajectory.reward is not None
+        assert told.reward == trajectory.reward.total
+        assert told.sampled_tokens == trajectory.tokens.loss_mask.sum() > 0
+        assert told.version_min == told.version_max == run.version
+        assert told.generate_seconds > 0
+    assert "dropped" not in summary.metrics
+
+
+def test_infrastructure_errors_are_retried_then_dropped(run: Run, sample: Sample) -> None:
+    before = run.stats()
+    run.on_runner(scripted.fail_generations, 2)
+    summary, _ = _group(run, sample)
+    assert len(summary.trajectories) == 4
+    run.on_runner(scripted.fail_generations, -1)
+    summary, group = _group(run, sample)
+    run.on_runner(scripted.fail_generations, 0)
+    assert (summary.trajectories, group.trajectories) == ((), ())
+    assert summary.metrics["dropped"] == 1.0
+    after = run.stats()
+    assert after["infra_retries"] - before.get("infra_retries", 0) == 2 + 4
+    assert after["infra_errors"] - before.get("infra_errors", 0) == 4
+
+
+@pytest.mark.parametrize("workflow", ["on_demand", "direct", "rag"])
+def test_evaluation_is_greedy(run: Run, sample: Sample, workflow: str) -> None:
+    calls = [run.runner.evaluate_sample.options(num_returns=2).remote(sample, workflow) for _ in range(2)]
+    (told, first), (_, second) = [ray.get(refs, timeout=WAIT) for refs in calls]
+    assert first.outcome is not Outcome.INFRA_ERROR
+    assert first.workflow == workflow
+    assert first.tokens.ids.tolist() == second.tokens.ids.tolist()
+    assert told.uid == "u1"
+    assert first.reward is not None
+
+
+def test_a_picture_that_cannot_be_read_drops_the_group_and_nothing_else(run: Run) -> None:
+    summary, _ = _group(run, Sample("bad", "what is this?", b"no picture", ("x",)))
+    assert summary.trajectories == ()
+    assert run.greedy("still there", 1).token_ids
+
+
+# ---------------------------------------------------------------------------------------------------- death
+
+
+def test_a_dead_engine_restarts_the_runner_with_the_newest_weights(run: Run, sample: Sample) -> None:
+    run.sync(1.2)
+    before = run.greedy("what is this?", 1)
+    pids = run.on_runner(scripted.kill_engine)
+    doomed = run.runner.sample_group.options(num_returns=2).remote(Ticket("u1", 0, 0, [sample]), 2, 1)
+    with pytest.raises(RayActorError):  # callers see a dead actor, not bad data
+        ray.get(doomed, timeout=30)
+    latest = run.publish(1.2)  # published while the runner is down
+    assert _pong(run) == "pong"
+    assert ray.get(run.runner.version.remote(), timeout=WAIT) == latest
+    assert run.greedy("what is this?", 1).logprobs == before.logprobs
+    _, alive = psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=5)
+    assert not alive
+
+
+def _pong(run: Run) -> str:
+    """The restarted runner's answer; while Ray is restarting it, calls fail."""
+    deadline = time.monotonic() + WAIT
+    while True:
+        try:
+            return ray.get(run.runner.ping.remote(), timeout=WAIT)
+        except RayActorError:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
