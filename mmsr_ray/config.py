@@ -336,6 +336,7 @@ def validate(c: Config) -> None:
         c.grpo.lr_schedule in ("sigmoid", "constant", "cosine"),
         f"grpo.lr_schedule={c.grpo.lr_schedule!r}: choose sigmoid, constant or cosine",
     )
+    _require(0 < c.rollout.temperature <= 2, f"rollout.temperature={c.rollout.temperature}: choose a value above 0 and at most 2")
     _require(c.rollout.min_survivors >= 2, "rollout.min_survivors must be at least 2")
     _require(
         c.agent.deadline_seconds < c.rollout.group_deadline_seconds, "rollout.group_deadline_seconds must exceed agent.deadline_seconds"
