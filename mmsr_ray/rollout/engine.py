@@ -91,10 +91,10 @@ class VLLMEngine:
         limit = self._config.rollout.start_seconds
         try:
             await asyncio.wait_for(self._start(), limit)
-        except TimeoutError as error:
-            raise EngineError(f"the engine did not start within rollout.start_seconds={limit:.0f}") from error
         except Exception as error:
-            raise EngineError(f"the engine did not start: {error}") from error
+            self.stop()
+            why = f"within rollout.start_seconds={limit:.0f}" if isinstance(error, TimeoutError) else f": {error}"
+            raise EngineError(f"the engine did not start {why}") from error
 
     async def _start(self) -> None:
         began = time.monotonic()
@@ -201,19 +201,21 @@ class VLLMEngine:
     async def sync(self, version: int) -> dict[str, float]:
         """Load a published version; seconds waited for the turnstile, paused, updating, and in all. No-op when it is loaded.
 
-        Raises EngineDead when the update broke half way or missed `rollout.sync_seconds`: the weights are then a mixture.
+        Raises EngineDead when it failed or missed `rollout.sync_seconds`: the weights may then be a mixture.
         """
         began = time.monotonic()
-        async with self._turnstile.held():
-            waited = time.monotonic()
-            if self._version == version:
-                return {"wait": waited - began, "pause": 0.0, "update": 0.0, "total": waited - began}
-            await self.check()
-            try:
-                paused, updated = await asyncio.wait_for(self._update(version), self._config.rollout.sync_seconds)
-            except Exception as error:
-                self._broken = f"the update to weight version {version} failed: {error!r}"
+        try:
+            async with asyncio.timeout(self._config.rollout.sync_seconds), self._turnstile.held():
+                waited = time.monotonic()
+                if self._version == version:
+                    return {"wait": waited - began, "pause": 0.0, "update": 0.0, "total": waited - began}
+                await self.check()
+                paused, updated = await self._update(version)
+        except BaseException as error:  # a cancellation, too, leaves the weights half way
+            self._broken = self._broken or f"the update to weight version {version} failed: {error!r}"
+            if isinstance(error, Exception):
                 raise EngineDead(self._broken) from error
+            raise
         self._version = version
         self.syncs += 1
         return {"wait": waited - began, "pause": paused - waited, "update": updated - paused, "total": time.monotonic() - began}

@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import ray
 from PIL import Image
@@ -42,7 +43,7 @@ def runner_rate(runner: ActorHandle, samples: Sequence[Sample], group_size: int,
     tickets = [Ticket(sample.uid, 0, rank, [ray.put(sample)]) for rank, sample in enumerate(samples)]
 
     def play() -> int:
-        calls = [runner.sample_group.options(num_returns=2).remote(ticket, group_size, 1) for ticket in tickets]
+        calls = [cast(Any, runner).sample_group.options(num_returns=2).remote(ticket, group_size, 1) for ticket in tickets]
         summaries: list[GroupSummary] = ray.get([summary for summary, _ in calls], timeout=DEADLINE_SECONDS)
         return sum(t.sampled_tokens for summary in summaries for t in summary.trajectories)
 
@@ -87,7 +88,10 @@ def _bare(config: Config, samples: list[Sample], group_size: int, rounds: int) -
 
 def update_seconds(runner: ActorHandle, publish: Callable[[], int], updates: int) -> list[float]:
     """Wall seconds of each of several weight updates of one runner, pause included. `publish` stores weights and returns their version."""
-    return [ray.get(runner.sync_weights.remote(publish()), timeout=DEADLINE_SECONDS)["total"] for _ in range(updates)]
+    seconds: list[dict[str, float]] = [
+        ray.get(cast(Any, runner).sync_weights.remote(publish()), timeout=DEADLINE_SECONDS) for _ in range(updates)
+    ]
+    return [parts["total"] for parts in seconds]
 
 
 def _median(play: Callable[[], int], rounds: int) -> Rate:

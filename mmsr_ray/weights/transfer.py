@@ -161,9 +161,9 @@ def checkpoint_names(model: str, revision: str | None) -> set[str]:
     return names
 
 
-def _in_model_terms(model: torch.nn.Module, names: Iterable[str], tied: bool) -> set[str]:
+def _in_model_terms(model: Any, names: Iterable[str], tied: bool) -> set[str]:
     """Names as vLLM's model knows them: checkpoints of one model are spelled in several ways, depending on who saved them."""
-    mapper: Any = model.hf_to_vllm_mapper if hasattr(model, "hf_to_vllm_mapper") else None
+    mapper = model.hf_to_vllm_mapper if hasattr(model, "hf_to_vllm_mapper") else None
     mapped = set(mapper.apply_list(list(names)) if mapper is not None else names)
     # A tied head is the embedding: some write it out, some do not, and vLLM ignores it.
     return {name for name in mapped if not (tied and "lm_head." in name)}

@@ -1,5 +1,6 @@
 """A runner whose tools answer from a script, and helpers that run inside its process."""
 
+import asyncio
 import hashlib
 import io
 import multiprocessing
@@ -70,6 +71,19 @@ async def three_turns(runner: SearchEnvRunner, sampling: Sampling) -> SealedToke
             found = [codec.thumbnail(png(10 + turn, 28)), codec.thumbnail(png(20 + turn, 56))][: 2 - turn]
             transcript.add_user([Own("1."), found[0], Own("a page"), *found[1:], Own("now answer")])
     return transcript.seal()
+
+
+async def cancelled(runner: SearchEnvRunner, calls: int) -> int:
+    """Requests left in the engine after some were cancelled half way."""
+    tasks = [asyncio.create_task(generate(runner, f"{i}", (1,), Sampling(max_tokens=400))) for i in range(calls)]
+    await asyncio.sleep(0.3)
+    for task in tasks:
+        task.cancel()
+    ended = await asyncio.gather(*tasks, return_exceptions=True)
+    assert all(isinstance(result, asyncio.CancelledError) for result in ended)
+    llm = runner._engine._llm
+    assert llm is not None
+    return llm.get_num_unfinished_requests()
 
 
 def fail_generations(runner: SearchEnvRunner, failures: int) -> None:

@@ -183,6 +183,11 @@ def test_vision_tokens_are_never_sampled_and_turns_end_with_the_end_token(run: R
     assert any(g.stopped for g in generations)
 
 
+def test_a_cancelled_turn_leaves_the_engine(run: Run) -> None:
+    assert run.on_runner(scripted.cancelled, 5) == 0
+    assert run.greedy().token_ids
+
+
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_logprobs_agree_with_transformers(run: Run, tiny_model: Path, temperature: float) -> None:
     sealed: SealedTokens = run.on_runner(scripted.three_turns, Sampling(temperature, 16))

@@ -37,3 +37,17 @@ def test_vllm_finds_the_plugin_and_registering_twice_is_harmless() -> None:
     found.load()()
     register()
     assert WeightTransferEngineFactory._registry[BACKEND]().__name__ == "ObjectStoreTransfer"
+
+
+def test_the_learner_and_vllm_mean_the_same_weights(tiny_model: Path) -> None:
+    """Names as the learner publishes them against the checkpoint's, both in vLLM's terms."""
+    from vllm.model_executor.models.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
+
+    from mmsr_ray.learner.model import load_policy, named_weights
+    from mmsr_ray.weights.transfer import _in_model_terms
+
+    published = _in_model_terms(Qwen2_5_VLForConditionalGeneration, named_weights(load_policy(tiny_model)), tied=True)
+    expected = _in_model_terms(Qwen2_5_VLForConditionalGeneration, checkpoint_names(str(tiny_model), None), tied=True)
+    compare_names(published, expected)
+    assert any(name.startswith("visual.") for name in published)
+    assert any(name.startswith("language_model.model.layers.0.") for name in published)
