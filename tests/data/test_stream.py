@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow.parquet as pq
 import pytest
@@ -108,7 +108,7 @@ def test_feeder_hands_out_each_ticket_once_and_its_sample_by_reference(cluster: 
     assert all(ticket.rank == rank(ticket.uid, 5, ticket.epoch) for ticket in tickets)
     for ticket in tickets[::13]:
         assert ray.get(ticket.sample[0], timeout=10) == sample(int(ticket.uid[1:]))
-    assert ray.get(feeder.stats.remote())["questions"] == QUESTIONS
+    assert cast(dict[str, int], ray.get(feeder.stats.remote()))["questions"] == QUESTIONS
     ray.kill(feeder)
 
 
@@ -126,7 +126,7 @@ def test_a_checkpoint_repeats_what_was_in_flight_and_nothing_else(cluster: None,
     tickets = take(first, QUESTIONS + 10)  # in flight across the end of an epoch
     ray.get(first.requeue.remote([tickets[-1]]))
     in_flight = [tickets[-3], tickets[40]]
-    state = ray.get(first.state.remote([(t.epoch, t.uid) for t in in_flight]))
+    state = cast(dict[str, Any], ray.get(first.state.remote([(t.epoch, t.uid) for t in in_flight])))
     assert state == ray.get(first.state.remote(in_flight))
     ray.kill(first)
 
