@@ -42,7 +42,7 @@ def attend(
     """
     if attention_mask is not None:
         raise ValueError("rows are padded on the right or packed: an attention mask has no place here")
-    causal = module.is_causal if is_causal is None else is_causal
+    causal = bool(module.is_causal if is_causal is None else is_causal)
     if cu_seq_lens_q is None:
         out = _dense(query, key, value, scaling, causal)
         return out.transpose(1, 2), None
@@ -83,12 +83,13 @@ def _grouped(
     q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))  # [T, H, D]
     if len(of_length) == 1:  # contiguous and equal: a view is enough
         ((length, starts),) = of_length.items()
-        parts = (x.unflatten(0, (len(starts), length)).transpose(1, 2) for x in (q, k, v))
-        return _dense(*parts, scaling, causal).transpose(1, 2).flatten(0, 1).unsqueeze(0)
+        a, b, c = (x.unflatten(0, (len(starts), length)).transpose(1, 2) for x in (q, k, v))
+        return _dense(a, b, c, scaling, causal).transpose(1, 2).flatten(0, 1).unsqueeze(0)
     pieces, order = [], []
     for length, starts in of_length.items():
         index = (torch.tensor(starts)[:, None] + torch.arange(length)).to(q.device)
-        part = _dense(*(x[index.flatten()].unflatten(0, index.shape).transpose(1, 2) for x in (q, k, v)), scaling, causal)
+        a, b, c = (x[index.flatten()].unflatten(0, index.shape).transpose(1, 2) for x in (q, k, v))
+        part = _dense(a, b, c, scaling, causal)
         pieces.append(part.transpose(1, 2).flatten(0, 1))
         order.append(index.flatten())
     back = torch.argsort(torch.cat(order))

@@ -14,7 +14,6 @@ from typing import Any
 
 import ray
 from ray import ObjectRef
-from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayError
 
 from mmsr_ray.config import Config
@@ -37,10 +36,10 @@ class LearnerGroup:
         self._config = config
         self._model_path = str(Path(model_path).absolute()) if Path(model_path).is_dir() else model_path
         self._actor_options = actor_options or (lambda rank: {})
-        self._ranks: list[ActorHandle] = []
+        self._ranks: list[Any] = []
 
     @property
-    def ranks(self) -> list[ActorHandle]:
+    def ranks(self) -> list[Any]:
         """The actors in order of rank; empty before `start` and after `shutdown`."""
         return list(self._ranks)
 
@@ -131,7 +130,7 @@ class LearnerGroup:
         self._ranks = []
 
     @property
-    def _rank_0(self) -> ActorHandle:
+    def _rank_0(self) -> Any:
         if not self._ranks:
             raise LearnerError("the learner group is not running: call start")
         return self._ranks[0]

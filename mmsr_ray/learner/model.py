@@ -9,12 +9,13 @@ from __future__ import annotations
 from enum import StrEnum
 from pathlib import Path
 from types import MethodType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
+from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig
 
 from mmsr_ray.learner import attention
 from mmsr_ray.learner.batch import MicroBatch, TokenIds
@@ -55,12 +56,13 @@ class Policy(nn.Module):
         projection.forward = MethodType(_project_patches, projection)
 
     @property
+    def _text_config(self) -> Qwen2_5_VLTextConfig:
+        return cast(Qwen2_5_VLTextConfig, self.hf.config.text_config)
+
+    @property
     def token_ids(self) -> TokenIds:
-        config = self.hf.config
-        padding = config.text_config.pad_token_id
-        if padding is None:
-            padding = 0
-        return TokenIds(image_pad=config.image_token_id, padding=padding)
+        padding = self._text_config.pad_token_id
+        return TokenIds(image_pad=self.hf.config.image_token_id, padding=0 if padding is None else padding)
 
     def forward(self, batch: MicroBatch, temperature: float = 1.0, entropy: Entropy = Entropy.NONE) -> PolicyOutput:
         """Log-probs (natural, under `temperature`) of the batch's sampled tokens, and their entropy if asked for."""
@@ -93,7 +95,7 @@ class Policy(nn.Module):
         return features if isinstance(features, torch.Tensor) else features.pooler_output
 
     def _score(self, hidden: torch.Tensor, targets: torch.Tensor, temperature: float, entropy: Entropy) -> PolicyOutput:
-        vocabulary = self.hf.config.text_config.vocab_size
+        vocabulary = self._text_config.vocab_size
         size = max(1, LOGIT_CHUNK_BYTES // (4 * vocabulary))
         if hidden.shape[0] <= size:
             return PolicyOutput(*_score_chunk(self.hf.lm_head, hidden, targets, temperature, entropy))

@@ -104,7 +104,7 @@ class LearnerRank:
         optimizer = torch.optim.AdamW(
             policy.parameters(), lr=0.0, betas=(learner.betas[0], learner.betas[1]), weight_decay=learner.weight_decay, fused=True
         )
-        self._engine = deepspeed.initialize(model=policy, optimizer=optimizer, config=settings)[0]
+        self._engine: Any = deepspeed.initialize(model=policy, optimizer=optimizer, config=settings)[0]
         self._cache = PatchCache(VisionGeometry.load(_local_folder(self._model_path)))
 
     @property
@@ -122,7 +122,7 @@ class LearnerRank:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = plan.lr
         # the first mini-batch trains on the weights that the others need their old log-probs from: its own are free
-        old = [None, *([self._score(self._policy_call, portion) for portion in mini.ranks[self._rank]] for mini in plan.minibatches[1:])]
+        old = [None, *([self._score(portion) for portion in mini.ranks[self._rank]] for mini in plan.minibatches[1:])]
         tally = _Tally(self._device)
         for mini, old_logprobs in zip(plan.minibatches, old, strict=False):
             self._step(mini, plan, old_logprobs, tally)
@@ -138,7 +138,7 @@ class LearnerRank:
             self._engine.set_gradient_accumulation_boundary(number == len(portions) - 1)
             batch = self._collate(portion)
             out = contribution(
-                self._policy_call,
+                self._engine,
                 batch,
                 mini,
                 loss=plan.loss,
@@ -161,9 +161,6 @@ class LearnerRank:
             logger.warning("rank %d: gradients are not finite, the optimiser step was skipped", self._rank)
         tally.step(0.0 if skipped or norm is None else float(norm), skipped)
 
-    def _policy_call(self, *args: Any) -> Any:
-        return self._engine(*args)
-
     def _finite_gradients(self) -> bool:
         """ZeRO checks in its own step; without it the reduced gradients lie on the parameters, equal on all ranks."""
         if self._config.learner.zero_stage > 0:
@@ -171,8 +168,8 @@ class LearnerRank:
         gradients = [p.grad for p in self._policy.parameters() if p.grad is not None]
         return not gradients or bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients)))
 
-    def _score(self, policy: Any, portion: Portion) -> torch.Tensor:
-        return score(policy, self._collate(portion), self._config.rollout.temperature)
+    def _score(self, portion: Portion) -> torch.Tensor:
+        return score(self._engine, self._collate(portion), self._config.rollout.temperature)
 
     def _collate(self, portion: Portion) -> Any:
         return collate_portion(portion, self._row, self._policy, self._cache).to(self._device)

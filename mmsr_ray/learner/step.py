@@ -14,11 +14,12 @@ import torch
 from mmsr_ray.config import LossConfig
 from mmsr_ray.learner.batch import MicroBatch, Row, collate
 from mmsr_ray.learner.losses import LossInputs, LossOutputs, grpo_loss, sft_loss, token_weights
-from mmsr_ray.learner.model import Entropy, Policy
+from mmsr_ray.learner.model import Entropy, Policy, PolicyOutput
 from mmsr_ray.learner.pictures import PatchCache
 from mmsr_ray.learner.plan import Item, MiniBatch, Portion, UpdatePlan
 
 RowOf = Callable[[Item], Row]
+Scorer = Callable[..., PolicyOutput]  # a Policy, or the engine that wraps one
 
 
 def collate_portion(portion: Portion, row_of: RowOf, policy: Policy, cache: PatchCache) -> MicroBatch:
@@ -26,14 +27,14 @@ def collate_portion(portion: Portion, row_of: RowOf, policy: Policy, cache: Patc
     return collate([row_of(item) for item in portion.items], packed=portion.packed, ids=policy.token_ids, cache=cache)
 
 
-def score(policy: torch.nn.Module, batch: MicroBatch, temperature: float) -> torch.Tensor:
+def score(policy: Scorer, batch: MicroBatch, temperature: float) -> torch.Tensor:
     """Log-probs of the batch's sampled tokens without gradient: float32 [S]."""
     with torch.no_grad():
         return policy(batch, temperature).logprobs
 
 
 def contribution(
-    policy: torch.nn.Module,
+    policy: Scorer,
     batch: MicroBatch,
     mini: MiniBatch,
     *,
@@ -46,7 +47,6 @@ def contribution(
     """This micro-batch's share of the mini-batch's loss, with gradient.
 
     Args:
-        policy: a Policy, or an engine that wraps one.
         loss: "grpo" or "sft".
         temperature: the rollout's; sft always scores at 1.
         old: float32 [S], log-probs at the start of the update; None when this step is the first of its update, where
@@ -106,7 +106,7 @@ def fit(
                     out = contribution(policy, batch, mini, loss="sft", config=LossConfig(), temperature=1.0)
                 out.loss.backward()
                 for name, value in out.sums.items():
-                    sums[name] = sums.get(name, 0.0) + value
+                    sums[name] = sums[name] + value if name in sums else value
             norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), grad_clip)
             for group in optimizer.param_groups:
                 group["lr"] = plan.lr

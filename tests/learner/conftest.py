@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -68,7 +69,7 @@ def make_policy(seed: int = 0, dtype: torch.dtype = torch.float32) -> Policy:
     with torch.no_grad():  # HF's init leaves biases and norms at 0 and 1: disturb them so that mistakes show
         for parameter in hf.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
-    return wrap(hf.to(dtype))
+    return wrap(cast(Any, hf).to(dtype))
 
 
 def make_picture(width: int, height: int, seed: int) -> Picture:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any, cast
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,7 @@ def test_equals_transformers(policy: Policy, pictures: tuple) -> None:
     tokens = make_row(1, length=70, pictures=pictures).tokens
     ids = torch.from_numpy(tokens.ids.astype(np.int64))[None]
     grids = torch.from_numpy(tokens.grids.astype(np.int64)) if len(tokens.grids) else None
-    expected, _ = policy.hf.model.get_rope_index(
+    expected, _ = cast(Any, policy.hf.model).get_rope_index(
         input_ids=ids, mm_token_type_ids=(ids == IMAGE_PAD).int(), image_grid_thw=grids, attention_mask=torch.ones_like(ids)
     )
     found = mrope_positions(tokens.ids, tokens.grids, image_pad_id=IMAGE_PAD, merge=2)
