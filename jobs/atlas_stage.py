@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -20,8 +22,6 @@ from mmsr_ray.atlas.prepare import demonstrations, point_at, prepare, start_web
 from mmsr_ray.config import Config
 from mmsr_ray.learner.plan import Item
 from mmsr_ray.types import Group
-
-CHUNK = 100  # demonstrations made by one task
 
 
 @contextmanager
@@ -45,9 +45,10 @@ def make_demonstrations(config: Config) -> list[tuple[ObjectRef, list[Item]]]:
         groups = demonstrations(config, start, count)
         return ([items_of(group) for group in groups], *groups)
 
+    share = math.ceil(config.atlas.demonstrations / (os.cpu_count() or 1))  # a task's process takes seconds to import its world
     made = []
-    for start in range(0, config.atlas.demonstrations, CHUNK):
-        count = min(CHUNK, config.atlas.demonstrations - start)
+    for start in range(0, config.atlas.demonstrations, share):
+        count = min(share, config.atlas.demonstrations - start)
         made.append(ray.remote(make).options(num_cpus=1, num_returns=count + 1).remote(start, count))
     pairs = []
     for items, *groups in made:

@@ -10,6 +10,8 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.exceptions import GetTimeoutError
+from ray.util import remove_placement_group
 
 from mmsr_ray.algorithms.grpo import GRPO
 from mmsr_ray.algorithms.grpo_config import GRPOConfig
@@ -22,7 +24,7 @@ EXPERIMENT = "tune"
 
 
 class TrainingFailed(RuntimeError):
-    """The trial failed more often than grpo.max_failures allows."""
+    """The trial failed more often than grpo.max_failures allows, or found no room."""
 
 
 def reinforce(config: Config, model: str, folder: Path) -> str:
@@ -33,7 +35,7 @@ def reinforce(config: Config, model: str, folder: Path) -> str:
     # metrics.jsonl and TensorBoard are written by the algorithm itself; Tune's copies would say the same in other files.
     os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
     config = replace(config, model=replace(config.model, path=model))
-    _warn_if_too_large(config)
+    _wait_for_room(config)
     results = _tuner(config, folder).fit()
     if results.errors:
         raise TrainingFailed(f"training failed after {config.grpo.max_failures} restarts: {results.errors[0]}") from results.errors[0]
@@ -62,15 +64,24 @@ def _tuner(config: Config, folder: Path) -> tune.Tuner:
     )
 
 
-def _warn_if_too_large(config: Config) -> None:
-    """A trial that does not fit waits for the autoscaler, for ever where there is none: say so."""
+def _wait_for_room(config: Config) -> None:
+    """Reserve what a trial needs and let it go again: Tune itself would wait for ever where it does not fit.
+
+    A reservation makes an autoscaler add nodes. Raises TrainingFailed after grpo.placement_seconds.
+    """
     needed, there = bundles(config).required_resources, ray.cluster_resources()
-    for name, amount in needed.items():
-        if amount > there.get(name, 0.0):
-            logger.warning(
-                "training needs %g %s and the cluster has %g: it waits until nodes join. Without an autoscaler, lower rollout.cpus_per_runner, "
-                "learner.cpus_per_rank or their gpus, or start Ray with more",
-                amount,
-                name,
-                there.get(name, 0.0),
-            )
+    lacking = [
+        f"{amount:g} {name} (the cluster has {there.get(name, 0):g})" for name, amount in needed.items() if amount > there.get(name, 0)
+    ]
+    if lacking:
+        logger.warning("training needs %s: waiting for nodes to join", ", ".join(lacking))
+    reservation = bundles(config)()
+    try:
+        ray.get(reservation.ready(), timeout=config.grpo.placement_seconds)
+    except GetTimeoutError as error:
+        raise TrainingFailed(
+            f"no room for {dict(needed)} within grpo.placement_seconds={config.grpo.placement_seconds:.0f}: lower rollout.cpus_per_runner, "
+            "learner.cpus_per_rank or their gpus, or start Ray with more"
+        ) from error
+    finally:
+        remove_placement_group(reservation)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,24 @@ from mmsr_ray.evaluation.summary import config_hash, write_json
 from mmsr_ray.observability.progress import Progress
 
 STAGES = "stages.json"
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """Actors run in folders of their own, so every path that they get must mean the same everywhere. URLs and hub ids stay."""
+
+    def absolute(path: str) -> str:
+        return path if not path or "://" in path else str(Path(path).absolute())
+
+    local_model = config.atlas.enabled or Path(config.model.path).is_dir()
+    return replace(
+        config,
+        run=replace(config.run, dir=absolute(config.run.dir)),
+        model=replace(config.model, path=absolute(config.model.path)) if local_model else config.model,
+        data=replace(config.data, train=absolute(config.data.train), test=absolute(config.data.test)),
+        tools=replace(config.tools, cache_dir=absolute(config.tools.cache_dir)),
+        sft=replace(config.sft, cache_dir=absolute(config.sft.cache_dir)),
+        atlas=replace(config.atlas, dir=absolute(config.atlas.dir)),
+    )
 
 
 class RunFolder:

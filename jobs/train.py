@@ -11,18 +11,17 @@ import argparse
 import logging
 import sys
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the jobs package, when this file is run as a script
 
 from jobs.atlas_stage import demonstrations_version, make_demonstrations, world
 from jobs.connect import connect
-from jobs.evaluate_stage import evaluate_model
 from jobs.reinforce import reinforce
-from jobs.run_folder import RunFolder
+from jobs.run_folder import RunFolder, with_absolute_paths
 from jobs.warm_start import warm_start
 from mmsr_ray.config import Config, ConfigError, load
 from mmsr_ray.data.schema import DataError
+from mmsr_ray.evaluation.rows import read_rows
 from mmsr_ray.evaluation.summary import write_summary
 from mmsr_ray.observability.progress import Progress
 from mmsr_ray.observability.report import write_report
@@ -34,7 +33,6 @@ def train(config: Config) -> Path:
     """Run all stages; returns the run folder, with summary.json and report.html in it."""
     progress = Progress()
     run = RunFolder(config, progress)
-    rows: list[dict[str, Any]] = []
     with world(config) as here:
         tools = start_tools(here)  # the actors live as long as this handle
         model = here.model.path
@@ -43,14 +41,11 @@ def train(config: Config) -> Path:
                 "warm start",
                 lambda: warm_start(here, lambda: make_demonstrations(here), demonstrations_version(here), progress.sft),
             )
-        if here.evaluation.before_training:
-            rows += run.stage("evaluation before", lambda: evaluate_model(here, model, "before", run.path, progress.note))
         if here.grpo.steps > 0:
             with progress.follow(run.path / "metrics.jsonl", here.grpo.steps):
-                model = run.stage("training", lambda: reinforce(here, model, run.path))
-            rows += run.stage("evaluation after", lambda: evaluate_model(here, model, "after", run.path, progress.note))
+                run.stage("training", lambda: reinforce(here, model, run.path))
         del tools
-    write_summary(run.path, config=config, seconds=run.seconds, rows=rows)
+    write_summary(run.path, config=config, seconds=run.seconds, rows=read_rows(run.path))
     write_report(run.path, shown=config.evaluation.trajectories_shown)
     progress.finish()
     return run.path
@@ -63,7 +58,7 @@ def main() -> int:
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     try:
-        config = load(args.config, args.overrides)
+        config = with_absolute_paths(load(args.config, args.overrides))
         connect(config)
         folder = train(config)
     except (ConfigError, DataError, ToolsError) as error:  # the user's to mend, and one sentence says how

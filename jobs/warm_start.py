@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -31,8 +32,10 @@ def warm_start(config: Config, make: Callable[[], Demonstrations], version: str,
         return str(target)
     learners = LearnerGroup(config, config.model.path)
     try:
-        learners.start()
-        demonstrations = make()
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="learner-start") as pool:  # both take a minute of mostly waiting
+            starting = pool.submit(learners.start)
+            demonstrations = make()
+            starting.result()
         metrics = train_sft(
             learners,
             demonstrations,

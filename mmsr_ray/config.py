@@ -184,6 +184,7 @@ class GRPOSettings:
     max_failures: int = 3
     step_seconds: float = 3600.0  # deadline of one training step
     sync_seconds: float = 300.0  # deadline of one weight sync of one runner
+    placement_seconds: float = 1800.0  # how long a run waits for nodes with room for it
     driver_cpus: float = 0.1  # of the process that runs the Algorithm
     groups_kept: int = 1  # groups of each step whose trajectories are written to the run folder
     loss: LossConfig = field(default_factory=LossConfig)

@@ -39,6 +39,7 @@ from mmsr_ray.algorithms.ledger import Entry, Ledger
 from mmsr_ray.algorithms.record import MetricsFile, rollout_record, staleness_of, time_record
 from mmsr_ray.algorithms.sampling import Sampler
 from mmsr_ray.config import from_dict
+from mmsr_ray.evaluation.rows import measure_rows
 from mmsr_ray.learner.group import LearnerError
 from mmsr_ray.learner.plan import Item, plan_update
 from mmsr_ray.learner.schedule import learning_rate
@@ -71,7 +72,7 @@ class GRPO(Algorithm):
         self.c = from_dict(self.config.settings)
         self.folder = Path(self.c.run.dir, self.c.run.name).absolute()
         self.metrics_file = MetricsFile(self.folder / "metrics.jsonl")
-        self.trackers = Trackers(self.c.run.trackers, self.folder)
+        self._trackers: Trackers | None = None  # from the first record on: what is drawn of later steps is then superseded
         self.finished_steps = 0
         self.version = 0
         self._failed_in_a_row = 0
@@ -79,7 +80,7 @@ class GRPO(Algorithm):
         self.keeper = Keeper(self.folder / "trajectories")
         self.parts = parts.start(self.c, self.config, logdir=self.logdir, trial=self.trial_id)
         self.env_runner_group = self.parts.runners
-        self.ledger = Ledger(self.c.grpo.groups_per_step, self.c.grpo.staleness, self.c.grpo.loss_limit)
+        self.ledger = Ledger(self.c.grpo.groups_per_step, self.c.grpo.staleness, self.c.grpo.loss_limit, self.c.grpo.steps)
         self.sampler = Sampler(self.c, self.parts.runners, self.parts.feeder, self.ledger, self._sync)
         self._last_state = self._small_state(learner=None)
         self._publish()
@@ -103,6 +104,8 @@ class GRPO(Algorithm):
 
     def training_step(self) -> None:
         """Collect, learn, publish, log. Raises when a part is dead beyond repair or a deadline passes."""
+        if self.finished_steps == 0 and self.c.evaluation.before_training:
+            self._measure("before RL")
         began = time.monotonic()
         deadline = began + self.c.grpo.step_seconds
         self.sampler.reset_step()
@@ -211,11 +214,22 @@ class GRPO(Algorithm):
             "seconds": seconds,
             "seconds_left": self._seconds_left(seconds["total"]),
         }
-        self.metrics_file.append(record)
-        self.trackers.log(self.finished_steps, record)
+        self._write(record)
         self._log_to_rllib(record)
         self.keeper.keep([entry.result.group for entry in batch[: self.c.grpo.groups_kept]], self.finished_steps)
         self._alarm(record)
+
+    def _write(self, record: dict[str, Any]) -> None:
+        if self._trackers is None:
+            self.metrics_file.truncate(self.finished_steps - 1)
+            self._trackers = Trackers(self.c.run.trackers, self.folder, first_step=self.finished_steps)
+        self.metrics_file.append(record)
+        self._trackers.log(self.finished_steps, record)
+
+    def _close_trackers(self) -> None:
+        if self._trackers is not None:
+            self._trackers.close()
+            self._trackers = None
 
     def _log_to_rllib(self, record: dict[str, Any]) -> None:
         for name, value in record.items():
@@ -244,6 +258,12 @@ class GRPO(Algorithm):
     def _finish_if_last(self) -> None:
         if self.finished_steps >= self.c.grpo.steps:
             self.parts.learners.export(self.folder / "model")
+            self._measure("after RL")
+
+    def _measure(self, label: str) -> list[dict[str, Any]]:
+        """Rows of the current weights over the test questions, on the runners that train: no engine is started for it."""
+        actors = [self.parts.runners.actor(i) for i in self.parts.runners.ids()]
+        return measure_rows(self.c, actors, label, self.folder)
 
     # ------------------------------------------------------------------------------------------------ checkpoint
 
@@ -265,10 +285,9 @@ class GRPO(Algorithm):
         ray.get(self.parts.feeder.restore.remote(state["feeder"]), timeout=self.c.grpo.sync_seconds)
         self.finished_steps = self._iteration = state["step"]
         self.version = max(self.version + 1, state["version"])
-        self.ledger.restart(self.version)
+        self.ledger.restart(self.version, self.c.grpo.steps - self.finished_steps)
         self.metrics_file.truncate(state["step"])
-        self.trackers.close()
-        self.trackers = Trackers(self.c.run.trackers, self.folder, first_step=self.finished_steps + 1)
+        self._close_trackers()
         self._last_state = state
         self._publish()
 
@@ -293,10 +312,12 @@ class GRPO(Algorithm):
         Checkpointable.restore_from_path(self, path, *args, **kwargs)  # Algorithm's own would sync connectors
 
     def evaluate(self, parallel_train_future: Any = None) -> dict[str, Any]:
-        raise NotImplementedError("evaluation runs as its own stage: see mmsr_ray.evaluation.run")
+        """RLlib's hook, called every `evaluation_interval` iterations where that is set."""
+        rows = self._measure(f"step {self.finished_steps}")
+        return {ENV_RUNNER_RESULTS: {row["name"]: row["accuracy"] for row in rows}}
 
     def cleanup(self) -> None:
         if "parts" in self.__dict__:  # setup may have failed before
             self.keeper.finish()
-            self.trackers.close()
+            self._close_trackers()
             self.parts.stop()

@@ -53,8 +53,10 @@ class Entry:
 class Ledger:
     """Book-keeping of groups between the data feeder and the learner."""
 
-    def __init__(self, groups_per_step: int, staleness: int, loss_limit: int) -> None:
+    def __init__(self, groups_per_step: int, staleness: int, loss_limit: int, steps: int) -> None:
+        """`steps` is how many batches are still to be trained: nothing is admitted that none of them could take."""
         self.groups_per_step = groups_per_step
+        self._wanted = steps * groups_per_step
         self.staleness = staleness
         self.loss_limit = loss_limit
         self.version = 0
@@ -71,7 +73,7 @@ class Ledger:
     @property
     def room(self) -> int:
         """How many more tickets may be admitted now."""
-        return (self.staleness + 1) * self.groups_per_step - self.charged
+        return min((self.staleness + 1) * self.groups_per_step, self._wanted) - self.charged
 
     def admit(self, tickets: Iterable[TicketLike]) -> None:
         """Charge tickets, in order. Raises ValueError for one beyond the room or one that is already charged."""
@@ -152,6 +154,7 @@ class Ledger:
         for entry in batch:
             self._end(entry)
         self.version += 1
+        self._wanted -= len(batch)
 
     def reset_counts(self) -> dict[str, int]:
         counts = {name: self.counts[name] for name in ("requeued", "filtered", "given_up")}
@@ -164,8 +167,9 @@ class Ledger:
         """What was admitted and has not ended, in order of admission."""
         return [e.key for e in sorted(self._entries.values(), key=lambda e: e.order)]
 
-    def restart(self, version: int) -> None:
+    def restart(self, version: int, steps: int) -> None:
         """Forget all charges: the feeder hands those tickets out again. `version` is that of the weights now published."""
         self.version = version
+        self._wanted = steps * self.groups_per_step
         self._entries.clear()
         self.counts.clear()

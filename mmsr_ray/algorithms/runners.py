@@ -35,7 +35,8 @@ class RunnerGroup(EnvRunnerGroup):
         self._max_concurrency = max_concurrency
         self._start_seconds = start_seconds
         self._probed_at = 0.0
-        self._none_healthy_since: float | None = None
+        self._lost_at: dict[int, float] = {}  # runner -> when it was last lost or killed
+        self._none_since: float | None = None  # since when no runner is healthy
         super().__init__(config=config, local_env_runner=False, **kwargs)
 
     def _make_worker(self, *, worker_index: int, **kwargs: Any) -> Any:
@@ -57,9 +58,11 @@ class RunnerGroup(EnvRunnerGroup):
 
     def mark_lost(self, runner: int) -> None:
         self._worker_manager.set_actor_state(runner, healthy=False)
+        self._lost_at.setdefault(runner, time.monotonic())
 
     def kill(self, runner: int) -> None:
         """End a runner that does not answer; Ray starts it anew."""
+        self._lost_at[runner] = time.monotonic()
         ray.kill(self.actor(runner), no_restart=False)
         self.mark_lost(runner)
 
@@ -77,29 +80,31 @@ class RunnerGroup(EnvRunnerGroup):
         """Bring answering runners back in; `prepare(ids)` syncs their weights before they take a prompt.
 
         Cheap when all are healthy; otherwise probes once a second for half a second at most. Returns the ids restored.
-        Raises RunnersLost when none has been healthy for `rollout.start_seconds`.
+        A runner that stays away for `rollout.start_seconds` is killed, to start over. Raises RunnersLost when
+        none is healthy for that long.
         """
-        if len(self.healthy()) == len(self.ids()):
-            self._none_healthy_since = None
-            return []
         now = time.monotonic()
-        if now - self._probed_at < PROBE_EVERY_SECONDS:
+        if len(self.healthy()) == len(self.ids()) or now - self._probed_at < PROBE_EVERY_SECONDS:
             return []
         restored = self.probe_unhealthy_env_runners(timeout_seconds=PROBE_TIMEOUT_SECONDS)
         self._probed_at = time.monotonic()
         if restored:
             prepare(restored)
-            logger.info("rollout runners %s are back", restored)
-        self._check_some_left()
-        return [i for i in restored if i in self.healthy()]
+        back = [i for i in restored if i in self.healthy()]
+        for runner in back:
+            logger.info("runner %d is back after %.0f s", runner, now - self._lost_at.pop(runner, now))
+        self._start_over_late_ones()
+        return back
 
-    def _check_some_left(self) -> None:
-        if self.healthy():
-            self._none_healthy_since = None
-            return
-        self._none_healthy_since = self._none_healthy_since or time.monotonic()
-        if time.monotonic() - self._none_healthy_since > self._start_seconds:
-            raise RunnersLost(f"no rollout runner has been alive for {self._start_seconds:.0f} s: see the runners' logs")
+    def _start_over_late_ones(self) -> None:
+        now = time.monotonic()
+        self._none_since = None if self.healthy() else self._none_since or now
+        if self._none_since is not None and now - self._none_since > self._start_seconds:
+            raise RunnersLost(f"no rollout runner has come back within rollout.start_seconds={self._start_seconds:.0f}: see their logs")
+        for runner in self.ids():
+            if runner not in self.healthy() and now - self._lost_at.setdefault(runner, now) > self._start_seconds:
+                logger.error("runner %d has not come back within rollout.start_seconds=%.0f: starting it over", runner, self._start_seconds)
+                self.kill(runner)
 
     # ------------------------------------------------------------------------------------------------ weights
 

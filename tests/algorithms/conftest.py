@@ -36,24 +36,23 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-@pytest.fixture
-def config(cluster: None, tiny_model: Path, tmp_path: Path) -> Iterator[Config]:
-    """Two groups of two rollouts a step, short answers, a checkpointable run under `tmp_path`; its tools run."""
-    write_fvqa(tmp_path / "train.parquet", samples())
+def run_config(model: Path, folder: Path) -> Config:
+    """Three groups of two rollouts a step, four steps, every group kept; the questions are written to `folder`."""
+    write_fvqa(folder / "train.parquet", samples())
     settings = {
         "run.name": "run",
-        "run.dir": tmp_path,
-        "model.path": tiny_model,
+        "run.dir": folder,
+        "model.path": model,
         "model.dtype": "float32",
         "model.min_pixels": 56 * 56,
         "model.max_pixels": 56 * 56,
         "model.thumbnail_max_pixels": 28 * 28,
-        "data.train": tmp_path / "train.parquet",
-        "data.test": tmp_path / "train.parquet",
+        "data.train": folder / "train.parquet",
+        "data.test": folder / "train.parquet",
         "data.prefetch_samples": 4,
         "agent.prompts": "brief",
         "agent.max_prompt_tokens": 256,
-        "agent.max_turn_tokens": 12,
+        "agent.max_turn_tokens": 160,
         "agent.max_total_tokens": 512,
         "agent.deadline_seconds": 60,
         "rollout.group_deadline_seconds": 90,
@@ -74,12 +73,21 @@ def config(cluster: None, tiny_model: Path, tmp_path: Path) -> Iterator[Config]:
         "grpo.keep_checkpoints": 1,
         "grpo.checkpoint_every": 1,
         "tools.actors": 1,
+        "evaluation.questions": 4,
+        "evaluation.workflows": "[on_demand]",
     }
     made = load(None, [f"{key}={value}" for key, value in settings.items()])
     nowhere = ProviderConfig(kind="searxng", url="http://127.0.0.1:9", timeout_seconds=1)
     made.tools.text_search = nowhere
     made.tools.image_search = ProviderConfig(kind="serpapi_lens", url="http://127.0.0.1:9/search.json", timeout_seconds=1)
     made.tools.reader = ProviderConfig(kind="trafilatura", url="")
+    return made
+
+
+@pytest.fixture
+def config(cluster: None, tiny_model: Path, tmp_path: Path) -> Iterator[Config]:
+    """`run_config` with its tools running."""
+    made = run_config(tiny_model, tmp_path)
     tools = start_tools(made)  # they live as long as this
     yield made
     del tools

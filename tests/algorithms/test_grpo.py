@@ -6,7 +6,6 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,8 +24,8 @@ def trained(folder: Path) -> dict[int, list[str]]:
     """Training step -> uids of its groups, from the trajectories in the run folder (the tests keep all of them)."""
     steps: dict[int, set[str]] = {}
     for row in read_trajectories(folder / "trajectories"):
-        assert row.step is not None
-        steps.setdefault(row.step, set()).add(row.uid)
+        if row.step is not None:  # not of an evaluation
+            steps.setdefault(row.step, set()).add(row.uid)
     return {step: sorted(uids) for step, uids in steps.items()}
 
 
@@ -34,55 +33,48 @@ def lines(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def when_in_flight(algorithm: GRPO, act: Callable[[], None]) -> threading.Thread:
-    """Run `act` as soon as groups are in flight."""
+def kill_with_groups_in_flight(algorithm: GRPO, runner: int) -> threading.Thread:
+    """Kill a runner as soon as a group was sent to it (a group takes it a second or so)."""
 
     def watch() -> None:
-        while not algorithm.ledger.flying():
-            time.sleep(0.002)
-        act()
+        while not any(
+            flight.runner == runner and time.monotonic() - flight.since < 0.1 for flight in [*algorithm.sampler._flights.values()]
+        ):
+            time.sleep(0.001)
+        ray.kill(algorithm.parts.runners.actor(runner), no_restart=False)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     return thread
 
 
-def test_faults_and_a_restore_leave_every_prompt_trained_once(config: Config, tmp_path: Path) -> None:
+def test_a_killed_runner_and_a_killed_rank_leave_every_prompt_trained_once(config: Config, tmp_path: Path) -> None:
     config.grpo.staleness = 1
     folder = tmp_path / "run"
     algorithm = GRPOConfig.from_config(config).build_algo()
     assert isinstance(algorithm, GRPO)
 
     algorithm.train()
-    runner = algorithm.parts.runners.actor(1)
-    killer = when_in_flight(algorithm, lambda: ray.kill(runner, no_restart=False))
-    algorithm.train()  # a runner dies with groups in flight
+    killer = kill_with_groups_in_flight(algorithm, runner=1)
+    algorithm.train()
     killer.join(timeout=5)
-    assert sum(line["requeued"] for line in lines(folder)) >= 1
-    checkpoint = algorithm.save_to_path(tmp_path / "checkpoint")
-    at_two = trained(folder)
+    algorithm.train()
+    records = lines(folder)
+    assert [line["step"] for line in records] == [1, 2, 3]
+    assert sum(line["requeued"] for line in records) >= 1
+    algorithm.save_to_path(tmp_path / "checkpoint")
 
-    ray.kill(algorithm.parts.learners.ranks[1])
-    algorithm.train()  # a rank dies: the group restarts from the checkpoint, here of the step before
-    assert algorithm.finished_steps == 3
+    rank = algorithm.parts.learners.ranks[1]
+    ray.kill(rank)
+    algorithm.train()  # the learner restarts from the checkpoint, of the step before
     algorithm.stop()
-    assert {step: trained(folder)[step] for step in (1, 2)} == at_two
 
-    restored = GRPO.from_checkpoint(checkpoint)
-    assert isinstance(restored, GRPO)
-    assert restored.finished_steps == restored.training_iteration == 2
-    assert [line["step"] for line in lines(folder)] == [1, 2], "step 3 will be done again"
-    for _ in range(2):
-        restored.train()
-    restored.stop()
-
-    steps = trained(folder)
-    assert {step: steps[step] for step in (1, 2)} == at_two
+    records, steps = lines(folder), trained(folder)
+    assert [line["step"] for line in records] == [1, 2, 3, 4]
+    versions = [line["version"] for line in records]
+    assert versions == sorted(set(versions)), "a version number is never used twice"
+    assert all(line["staleness_max"] <= 1 for line in records)
     counts = Counter(uid for uids in steps.values() for uid in uids)
     assert len(counts) == 4 * config.grpo.groups_per_step < QUESTIONS
     assert set(counts.values()) == {1}
-    records = lines(folder)
-    assert [line["step"] for line in records] == [1, 2, 3, 4]
-    assert all(line["staleness_max"] <= 1 for line in records)
-    assert records[0]["version"] < records[1]["version"] < records[2]["version"]
     assert (folder / "model" / "config.json").is_file(), "exported after the last step"

@@ -30,7 +30,7 @@ def fly(ledger: Ledger) -> list[Entry]:
 
 
 def test_synchronous_training_waits_for_every_group_of_the_step() -> None:
-    ledger = Ledger(groups_per_step=3, staleness=0, loss_limit=2)
+    ledger = Ledger(groups_per_step=3, staleness=0, loss_limit=2, steps=99)
     assert ledger.room == 3
     ledger.admit(prompts(0, 3))
     flying = fly(ledger)
@@ -47,7 +47,7 @@ def test_synchronous_training_waits_for_every_group_of_the_step() -> None:
 
 
 def test_an_old_group_holds_back_a_full_batch_of_young_ones() -> None:
-    ledger = Ledger(groups_per_step=2, staleness=1, loss_limit=2)
+    ledger = Ledger(groups_per_step=2, staleness=1, loss_limit=2, steps=99)
     ledger.admit(prompts(0, 4))
     slow, *quick = fly(ledger)
     for entry in quick[:2]:
@@ -66,7 +66,7 @@ def test_an_old_group_holds_back_a_full_batch_of_young_ones() -> None:
 
 
 def test_lost_groups_come_back_first_and_are_given_up_in_the_end() -> None:
-    ledger = Ledger(groups_per_step=2, staleness=0, loss_limit=1)
+    ledger = Ledger(groups_per_step=2, staleness=0, loss_limit=1, steps=99)
     ledger.admit(prompts(0, 2))
     first, _ = fly(ledger)
     assert ledger.lose(first)
@@ -79,7 +79,7 @@ def test_lost_groups_come_back_first_and_are_given_up_in_the_end() -> None:
 
 
 def test_tickets_beyond_the_room_and_repeated_tickets_are_refused() -> None:
-    ledger = Ledger(groups_per_step=1, staleness=1, loss_limit=1)
+    ledger = Ledger(groups_per_step=1, staleness=1, loss_limit=1, steps=99)
     ledger.admit([Prompt("a")])
     with pytest.raises(ValueError, match="handed out twice"):
         ledger.admit([Prompt("a")])
@@ -88,11 +88,22 @@ def test_tickets_beyond_the_room_and_repeated_tickets_are_refused() -> None:
         ledger.admit([Prompt("b")])
 
 
+def test_nothing_is_admitted_beyond_the_last_step() -> None:
+    ledger = Ledger(groups_per_step=2, staleness=1, loss_limit=2, steps=2)
+    ledger.admit(prompts(0, 4))
+    for entry in fly(ledger)[:2]:
+        ledger.complete(entry, None)
+    batch = ledger.take_batch()
+    assert batch is not None
+    ledger.trained(batch)
+    assert (ledger.charged, ledger.room) == (2, 0)
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 5), st.integers(0, 3), st.integers(0, 10_000))
 def test_any_history_respects_room_staleness_and_once_each(groups: int, staleness: int, seed: int) -> None:
     rng = random.Random(seed)
-    ledger = Ledger(groups, staleness, loss_limit=3)
+    ledger = Ledger(groups, staleness, loss_limit=3, steps=99)
     handed, trained, ended = 0, [], 0
     while ledger.version < 12:
         count = rng.randint(0, ledger.room)

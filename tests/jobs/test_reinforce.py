@@ -1,0 +1,81 @@
+"""The training stage killed without warning and submitted again."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from mmsr_ray.config import Config, to_yaml
+from mmsr_ray.evaluation.trajectories import read_trajectories
+from tests.algorithms.conftest import run_config
+
+ROOT = Path(__file__).resolve().parents[2]
+SECONDS = 130  # of one submission
+SCRIPT = """
+import sys
+from pathlib import Path
+import jobs
+from jobs.connect import connect
+from jobs.reinforce import reinforce
+from mmsr_ray.config import load
+from mmsr_ray.tools.actor import start_tools
+config = load(sys.argv[1])
+connect(config)
+tools = start_tools(config)
+reinforce(config, config.model.path, Path(config.run.dir, config.run.name))
+"""
+
+
+def submit(config: Config) -> subprocess.Popen[bytes]:
+    file = Path(config.run.dir) / "config.yaml"
+    file.write_text(to_yaml(config))
+    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(file)], cwd=ROOT)
+
+
+def steps(folder: Path) -> list[int]:
+    file = folder / "metrics.jsonl"
+    return [json.loads(line)["step"] for line in file.read_text().splitlines()] if file.is_file() else []
+
+
+def trained(folder: Path) -> dict[int, set[str]]:
+    """Training step -> uids of its groups; the config keeps all of them."""
+    found: dict[int, set[str]] = {}
+    for row in read_trajectories(folder / "trajectories"):
+        if row.step is not None:  # not of an evaluation
+            found.setdefault(row.step, set()).add(row.uid)
+    return found
+
+
+@pytest.mark.heavy
+def test_a_killed_driver_goes_on_from_its_checkpoint_with_the_same_prompts(tiny_model: Path, tmp_path: Path) -> None:
+    config = run_config(tiny_model, tmp_path)
+    config.rollout.num_runners = 1
+    folder = tmp_path / "run"
+
+    first = submit(config)
+    deadline = time.monotonic() + SECONDS
+    while len(steps(folder)) < 2 and time.monotonic() < deadline and first.poll() is None:
+        time.sleep(0.05)
+    assert first.poll() is None, "the first submission ended by itself"
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    assert 2 <= max(steps(folder)) < config.grpo.steps
+
+    second = submit(config)
+    assert second.wait(timeout=SECONDS) == 0
+    assert steps(folder) == [1, 2, 3, 4]
+    counts = Counter(uid for uids in trained(folder).values() for uid in uids)
+    assert len(counts) == 4 * config.grpo.groups_per_step
+    assert set(counts.values()) == {1}
+    assert (folder / "model" / "config.json").is_file()
+
+    third = submit(config)  # nothing left to do
+    assert third.wait(timeout=SECONDS) == 0
+    assert steps(folder) == [1, 2, 3, 4]
