@@ -97,12 +97,14 @@ class Teacher:
 
     def _read(self, subject: Entity) -> str:
         """What the pages about the subject say."""
-        return subject.name if self.question.fact == "name" else subject.facts[self.question.fact]
+        return subject.name if self.question.fact == "name" else subject.told[self.question.fact]
 
     def _remember(self, subject: Entity) -> str:
         """What the teacher says of the subject unread: the truth where it was taught, else a guess."""
-        if self.question.fact == "name" or (subject.pool is Pool.KNOWN and self.question.fact in words.TAUGHT):
-            return self._read(subject)
+        if self.question.fact == "name":
+            return subject.name
+        if subject.pool is Pool.KNOWN and self.question.fact in words.TAUGHT:
+            return subject.facts[self.question.fact]
         return self.rng.choice(words.FACTS[self.question.fact])
 
 

@@ -2,7 +2,8 @@
 
 Promise: two worlds of one seed are equal, and what a question needs is known by construction. *Known* entities are
 those the policy's demonstrations teach by name, look and `TAUGHT` facts; `LIVE` facts stand on the web alone. An
-unknown look differs from every known one in at least two features, so that telling them apart is fair.
+unknown look differs from every known one in at least two features, so that telling them apart is fair. Of what the
+policy was taught, the web has a third wrong (`MISTAKEN`), as the web has; of all other facts it is right.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from functools import cached_property
 
 from mmsr_ray.atlas import looks, words
 from mmsr_ray.types import Need, Sample
+
+MISTAKEN = 1 / 3  # share of the taught facts of known entities that the web gets wrong: who knows does better not to ask
 
 
 class Pool(StrEnum):
@@ -30,6 +33,7 @@ class Entity:
     category: str
     look: looks.Look
     facts: dict[str, str]
+    told: dict[str, str]  # the facts as the web tells them, which is sometimes wrong
     pool: Pool
 
     @property
@@ -85,7 +89,12 @@ class World:
 
     def _entity(self, name: str, look: looks.Look, pool: Pool) -> Entity:
         facts = {fact: self._rng.choice(values) for fact, values in words.FACTS.items()}
-        return Entity(name, self._rng.choice(words.CATEGORIES), look, facts, pool)
+        mistakes = {
+            fact: self._rng.choice([v for v in values if v != facts[fact]])
+            for fact, values in words.TAUGHT.items()
+            if pool is Pool.KNOWN and self._rng.random() < MISTAKEN
+        }
+        return Entity(name, self._rng.choice(words.CATEGORIES), look, facts, facts | mistakes, pool)
 
     # ------------------------------------------------------------------------------------------------ lookups
 
@@ -118,7 +127,7 @@ class World:
     def pages(self, entity: Entity) -> dict[str, str]:
         """Path -> text of the entity's two pages: the encyclopedia's and a journal's, in prose."""
         rng = random.Random(f"pages/{self.seed}/{entity.name}")
-        facts = list(entity.facts.items())
+        facts = list(entity.told.items())
         rng.shuffle(facts)
         wiki = [words.INTRO.format(name=entity.name, category=entity.category)]
         wiki += [words.INFOBOX.format(name=entity.name, fact=fact, value=value) for fact, value in facts]

@@ -88,6 +88,13 @@ def test_every_question_can_be_answered_by_the_searches_it_needs(world: World) -
                 assert all(question.answer in search.summarise(pages[r.link], question.text) for r in found)
 
 
+def test_the_web_errs_only_in_what_the_policy_knows(world: World) -> None:
+    wrong = [(e, f) for e in world.entities for f in words.FACTS if e.told[f] != e.facts[f]]
+    assert wrong and all(e.pool is Pool.KNOWN and f in words.TAUGHT for e, f in wrong)
+    taught = len(world.pool(Pool.KNOWN)) * len(words.TAUGHT)
+    assert 0.15 < len(wrong) / taught < 0.5
+
+
 def test_search_without_a_name_finds_nothing_and_half_a_name_someone(world: World) -> None:
     assert search.google(world, "what is the city of this place") == []
     assert search.google(world, "") == []
