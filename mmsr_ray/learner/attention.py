@@ -11,13 +11,9 @@ import itertools
 from typing import Any
 
 import torch
+from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-try:  # torch >= 2.10
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:
-    varlen_attn = None
 
 NAME = "mmsr_flash_varlen"
 
@@ -46,7 +42,7 @@ def attend(
     if cu_seq_lens_q is None:
         out = _dense(query, key, value, scaling, causal)
         return out.transpose(1, 2), None
-    if varlen_attn is not None and query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
+    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
         out = _fused(query, key, value, scaling, causal, cu_seq_lens_q, max_length_q)
         return out.unsqueeze(0), None
     return _grouped(query, key, value, scaling, causal, cu_seq_lens_q), None
@@ -61,11 +57,10 @@ def _fused(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, causal: bool, cu: torch.Tensor, longest: int | None
 ) -> torch.Tensor:
     """Flash attention over the packed row: [1, H, T, D] -> [T, H, D]."""
-    assert varlen_attn is not None
     cu = cu.to(device=query.device, dtype=torch.int32)
     longest = int((cu[1:] - cu[:-1]).max()) if longest is None else int(longest)
     q, k, v = (x.squeeze(0).transpose(0, 1).contiguous() for x in (query, key, value))
-    if k.shape[1] != q.shape[1]:  # repeated rather than enable_gqa, which older releases lack
+    if k.shape[1] != q.shape[1]:  # repeated: torch 2.11 has no enable_gqa here
         k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
     out = varlen_attn(q, k, v, cu, cu, longest, longest, scale=scaling, window_size=(-1, 0) if causal else (-1, -1))
     return out[0] if isinstance(out, tuple) else out

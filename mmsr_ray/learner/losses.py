@@ -9,10 +9,12 @@ Everything is flat: S sampled tokens, with the number of the sequence each belon
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
-from mmsr_ray.config import LossConfig
+if TYPE_CHECKING:  # the settings' loader needs more than torch
+    from mmsr_ray.config import LossConfig
 
 LOG_RATIO_LIMIT = 20.0  # exp(20) is already absurd; keeps a broken log-prob from turning the batch into inf
 

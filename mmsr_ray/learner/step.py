@@ -8,15 +8,18 @@ loop for one process with torch alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
-from mmsr_ray.config import LossConfig
 from mmsr_ray.learner.batch import MicroBatch, Row, collate
 from mmsr_ray.learner.losses import LossInputs, LossOutputs, grpo_loss, sft_loss, token_weights
 from mmsr_ray.learner.model import Entropy, Policy, PolicyOutput
 from mmsr_ray.learner.pictures import PatchCache
 from mmsr_ray.learner.plan import Item, MiniBatch, Portion, UpdatePlan
+
+if TYPE_CHECKING:
+    from mmsr_ray.config import LossConfig
 
 RowOf = Callable[[Item], Row]
 Scorer = Callable[..., PolicyOutput]  # a Policy, or the engine that wraps one
@@ -39,7 +42,7 @@ def contribution(
     mini: MiniBatch,
     *,
     loss: str,
-    config: LossConfig,
+    config: LossConfig | None,
     temperature: float,
     old: torch.Tensor | None = None,
     reference: torch.Tensor | None = None,
@@ -48,24 +51,32 @@ def contribution(
 
     Args:
         loss: "grpo" or "sft".
+        config: of the grpo loss; sft takes None.
         temperature: the rollout's; sft always scores at 1.
         old: float32 [S], log-probs at the start of the update; None when this step is the first of its update, where
             they equal the current ones.
         reference: float32 [S], log-probs of the frozen model; None leaves the KL term out.
     """
-    if loss not in ("grpo", "sft"):
-        raise ValueError(f"loss {loss!r}: choose grpo or sft")
-    sft = loss == "sft"
-    entropy = Entropy.NONE if sft else Entropy.TRAINED if config.entropy_coef else Entropy.MEASURED
-    output = policy(batch, 1.0 if sft else temperature, entropy)
+    if loss == "sft":
+        output = policy(batch, 1.0, Entropy.NONE)
+        return sft_loss(_inputs(batch, mini, output, "token", old, reference))
+    if loss != "grpo" or config is None:
+        raise ValueError(f"loss {loss!r}: choose sft, or grpo with its config")
+    output = policy(batch, temperature, Entropy.TRAINED if config.entropy_coef else Entropy.MEASURED)
+    return grpo_loss(_inputs(batch, mini, output, config.aggregate, old, reference), config)
+
+
+def _inputs(
+    batch: MicroBatch, mini: MiniBatch, output: PolicyOutput, aggregate: str, old: torch.Tensor | None, reference: torch.Tensor | None
+) -> LossInputs:
     weights = token_weights(
         batch.row_of_token,
         batch.tokens_per_row,
-        aggregate="token" if sft else config.aggregate,
+        aggregate=aggregate,
         total_tokens=mini.sampled_tokens,
         total_sequences=mini.sequences,
     )
-    inputs = LossInputs(
+    return LossInputs(
         logprobs=output.logprobs,
         old_logprobs=output.logprobs.detach() if old is None else old,
         rollout_logprobs=batch.rollout_logprobs,
@@ -74,7 +85,6 @@ def contribution(
         reference=reference,
         entropy=output.entropy,
     )
-    return sft_loss(inputs) if sft else grpo_loss(inputs, config)
 
 
 def fit(
@@ -103,7 +113,7 @@ def fit(
 
                 batch = collate_portion(portion, row_of, policy, cache).to(device)
                 with torch.autocast(device.type, dtype=autocast or torch.bfloat16, enabled=autocast is not None):
-                    out = contribution(policy, batch, mini, loss="sft", config=LossConfig(), temperature=1.0)
+                    out = contribution(policy, batch, mini, loss="sft", config=None, temperature=1.0)
                 out.loss.backward()
                 for name, value in out.sums.items():
                     sums[name] = sums[name] + value if name in sums else value

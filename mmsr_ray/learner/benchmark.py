@@ -1,0 +1,276 @@
+"""Speed of the learner's compute core on one GPU, with torch and transformers alone.
+
+`python -m mmsr_ray.learner.benchmark --size 7b` builds the real Qwen2.5-VL shape with random bfloat16 weights, makes
+rows whose lengths follow the search agent's (one picture; a picture and thumbnails; a picture, thumbnails and text),
+and runs forward and backward over one batch of them, padded and packed. It prints one JSON object.
+
+What is measured: forward, backward and gradient accumulation in bfloat16, collation included, after warm-up passes.
+What is not: the optimiser step, any communication, reading of weights. The model FLOPs behind MFU leave out what
+gradient checkpointing computes twice, so MFU understates how busy the card is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+from mmsr_ray.learner.batch import MicroBatch, Row
+from mmsr_ray.learner.model import Policy, wrap
+from mmsr_ray.learner.pictures import PatchCache, VisionGeometry
+from mmsr_ray.learner.plan import Item, MiniBatch, plan_update
+from mmsr_ray.learner.step import collate_portion, contribution
+from mmsr_ray.types import Picture, SealedTokens
+
+PEAK_BF16 = {"H100": 989.4e12, "H200": 989.4e12, "A100": 312e12}  # dense, by NVIDIA's data sheets
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+GEOMETRY = VisionGeometry(patch=14, merge=2, temporal_patch=2, mean=CLIP_MEAN, std=CLIP_STD, rescale=1 / 255)
+PICTURE_SIDE, THUMBNAIL_SIDE, THUMBNAILS = 896, 224, 5
+IMAGE_PAD, PADDING, VISION_START, VISION_END = 11, 0, 12, 13
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The numbers in which released sizes differ."""
+
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    kv_heads: int
+    vocabulary: int
+    tied: bool
+    vision_depth: int = 32
+    vision_hidden: int = 1280
+    vision_intermediate: int = 3420
+
+
+SHAPES = {
+    "3b": Shape(2048, 11008, 36, 16, 2, 151936, tied=True),
+    "7b": Shape(3584, 18944, 28, 28, 4, 152064, tied=False),
+    "tiny": Shape(128, 384, 2, 4, 2, 600, tied=True, vision_depth=2, vision_hidden=64, vision_intermediate=128),
+}
+
+
+def build(shape: Shape, device: torch.device, *, checkpointing: bool) -> Policy:
+    """Policy of a released shape with random weights, in bfloat16, made on the device."""
+    head = shape.hidden // shape.heads
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": shape.vocabulary,
+            "hidden_size": shape.hidden,
+            "intermediate_size": shape.intermediate,
+            "num_hidden_layers": shape.layers,
+            "num_attention_heads": shape.heads,
+            "num_key_value_heads": shape.kv_heads,
+            "max_position_embeddings": 128_000,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [head // 8, head * 3 // 16, head * 3 // 16]},
+            "tie_word_embeddings": shape.tied,
+            "bos_token_id": None,
+            "pad_token_id": PADDING,
+        },
+        vision_config={
+            "depth": shape.vision_depth,
+            "hidden_size": shape.vision_hidden,
+            "intermediate_size": shape.vision_intermediate,
+            "num_heads": 16 if shape.vision_hidden >= 1280 else 2,
+            "out_hidden_size": shape.hidden,
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "window_size": 112,
+            "fullatt_block_indexes": [i for i in (7, 15, 23, 31) if i < shape.vision_depth] or [shape.vision_depth - 1],
+        },
+        image_token_id=IMAGE_PAD,
+        video_token_id=IMAGE_PAD + 100,
+        vision_start_token_id=VISION_START,
+        vision_end_token_id=VISION_END,
+        tie_word_embeddings=shape.tied,
+        dtype="bfloat16",
+    )
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with device:
+            hf = Qwen2_5_VLForConditionalGeneration(config)
+    finally:
+        torch.set_default_dtype(default)
+    return wrap(hf, gradient_checkpointing=checkpointing)
+
+
+def _picture(side: int, seed: int) -> Picture:
+    pixels = np.random.default_rng(seed).integers(0, 256, (side // 14, side // 14, 3), dtype=np.uint8).repeat(14, 0).repeat(14, 1)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return Picture(buffer.getvalue(), hashlib.sha256(buffer.getvalue()).hexdigest())
+
+
+def make_rows(count: int, vocabulary: int, *, group: int = 8, scale: int = 1, seed: int = 0) -> list[Row]:
+    """Rows as the agent makes them: a third answer at once, a third search images, a third go on to text.
+
+    A group of `group` rows shares its picture and thumbnails. `scale` divides picture sides and text lengths.
+    """
+    rng = np.random.default_rng(seed)
+    rows = []
+    for number in range(count):
+        kind = number % 3
+        pictures = [_picture(PICTURE_SIDE // scale, number // group)]
+        if kind:
+            pictures += [_picture(THUMBNAIL_SIDE // scale, 10_000 + number // group * THUMBNAILS + i) for i in range(THUMBNAILS)]
+        text = (int(rng.integers(300, 600)) + (0, 300, int(rng.integers(1500, 4000)))[kind]) // scale
+        sampled = min(int(rng.integers(100, 400)) // scale + 1, text // 2)
+        ids: list[int] = []
+        for picture in pictures:
+            side = (PICTURE_SIDE if picture is pictures[0] else THUMBNAIL_SIDE) // scale
+            ids += [VISION_START, *[IMAGE_PAD] * (side // 28) ** 2, VISION_END]
+        ids += rng.integers(100, min(vocabulary, 100_000), text).tolist()
+        mask = np.zeros(len(ids), dtype=bool)
+        mask[-sampled:] = True
+        grids = [(1, s // 14, s // 14) for s in [PICTURE_SIDE // scale] + [THUMBNAIL_SIDE // scale] * (len(pictures) - 1)]
+        tokens = SealedTokens(
+            ids=np.array(ids, dtype=np.int32),
+            loss_mask=mask,
+            logprobs=np.zeros(len(ids), dtype=np.float32),
+            versions=np.where(mask, 0, -1).astype(np.int32),
+            grids=np.array(grids, dtype=np.int32),
+            pictures=tuple(pictures),
+        )
+        rows.append(Row(tokens, 1.0))
+    return rows
+
+
+def model_flops(shape: Shape, rows: list[Row], batches: list[MicroBatch]) -> float:
+    """Floating-point operations of forward and backward over the real tokens and the distinct pictures, nothing twice.
+
+    Matrix products count 6 per weight and token; attention 12 x width per pair of tokens that see each other
+    (half of all pairs under the causal mask); the head counts for sampled tokens only.
+    """
+    head = shape.hidden // shape.heads
+    attention = shape.hidden * (2 * shape.heads + 2 * shape.kv_heads) * head
+    layer = attention + 3 * shape.hidden * shape.intermediate
+    tokens = sum(row.tokens.length for row in rows)
+    pairs = sum(row.tokens.length**2 / 2 for row in rows)
+    sampled = sum(int(row.tokens.loss_mask.sum()) for row in rows)
+    text = 6 * layer * shape.layers * tokens + 12 * shape.hidden * shape.layers * pairs + 6 * shape.hidden * shape.vocabulary * sampled
+    width = shape.vision_hidden
+    block = 4 * width**2 + 3 * width * shape.vision_intermediate
+    patches = sum(int(batch.patches.shape[0]) for batch in batches)
+    whole = sum(float((batch.grids.prod(1).double() ** 2).sum()) for batch in batches)
+    full = min(4, shape.vision_depth)
+    vision = 6 * patches * (block * shape.vision_depth + 2 * 3 * 14 * 14 * width + 4 * width * (4 * width + shape.hidden) / 4)
+    vision += 12 * width * (full * whole + (shape.vision_depth - full) * 64 * patches)
+    return text + vision
+
+
+def measure(
+    policy: Policy, shape: Shape, rows: list[Row], device: torch.device, *, packing: str, tokens: int, passes: int
+) -> dict[str, Any]:
+    """One layout: seconds of a pass over all rows (median), tokens/s, MFU and peak memory."""
+    items = [Item(i, 0, 1.0, row.tokens.length, int(row.tokens.loss_mask.sum()), len(row.tokens.pictures)) for i, row in enumerate(rows)]
+    plan = plan_update(items, world_size=1, micro_batch_tokens=tokens, packing=packing, loss="sft")
+    mini = plan.minibatches[0]
+    cache = PatchCache(GEOMETRY, max_bytes=4 << 30)
+    batches = [collate_portion(portion, lambda item: rows[item.group], policy, cache) for portion in mini.ranks[0]]
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    seconds = [_timed_pass(policy, rows, mini, cache, device) for _ in range(passes + 1)][1:]
+    median = float(np.median(seconds))
+    real = sum(row.tokens.length for row in rows)
+    computed = sum(portion.tokens for portion in mini.ranks[0])
+    flops = model_flops(shape, rows, batches)
+    peak = next((value for name, value in PEAK_BF16.items() if name in _device_name(device)), None)
+    return {
+        "seconds": median,
+        "tokens_per_second": real / median,
+        "mfu": None if peak is None else flops / median / peak,
+        "model_tflops_per_second": flops / median / 1e12,
+        "peak_memory_gib": torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None,
+        "micro_batches": len(batches),
+        "real_tokens": real,
+        "computed_tokens": computed,
+        "padding_share": 1 - real / computed,
+    }
+
+
+def _timed_pass(policy: Policy, rows: list[Row], mini: MiniBatch, cache: PatchCache, device: torch.device) -> float:
+    policy.zero_grad(set_to_none=False)
+    _synchronise(device)
+    began = time.perf_counter()
+    for portion in mini.ranks[0]:
+        batch = collate_portion(portion, lambda item: rows[item.group], policy, cache).to(device)
+        contribution(policy, batch, mini, loss="sft", config=None, temperature=1.0).loss.backward()
+    _synchronise(device)
+    return time.perf_counter() - began
+
+
+def layout_difference(policy: Policy, rows: list[Row], device: torch.device) -> float:
+    """Mean absolute difference of log-probs between the padded and the packed layout: both must be the same model."""
+    found = []
+    cache = PatchCache(GEOMETRY, max_bytes=4 << 30)
+    for packing in ("never", "always"):
+        items = [Item(i, 0, 1.0, row.tokens.length, int(row.tokens.loss_mask.sum())) for i, row in enumerate(rows)]
+        portion = plan_update(items, world_size=1, micro_batch_tokens=1 << 30, packing=packing).minibatches[0].ranks[0][0]
+        with torch.no_grad():
+            found.append(policy(collate_portion(portion, lambda item: rows[item.group], policy, cache).to(device)).logprobs)
+    return float((found[0] - found[1]).abs().mean())
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
+def run(size: str, *, rows: int, tokens: int, passes: int, checkpointing: bool) -> dict[str, Any]:
+    """Both layouts of one size; see the module's docstring for what the numbers mean."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    shape = SHAPES[size]
+    torch.manual_seed(0)
+    policy = build(shape, device, checkpointing=checkpointing)
+    made = make_rows(rows, shape.vocabulary, scale=8 if size == "tiny" else 1)
+    result: dict[str, Any] = {
+        "suite": "gpu",
+        "machine": _device_name(device),
+        "torch": torch.__version__,
+        "size": size,
+        "parameters": sum(p.numel() for p in policy.parameters()),
+        "rows": rows,
+        "lengths": [min(r.tokens.length for r in made), max(r.tokens.length for r in made)],
+        "micro_batch_tokens": tokens,
+        "gradient_checkpointing": checkpointing,
+        "measured": "bf16 forward + backward with gradient accumulation; no optimiser step, no communication",
+        "logprob_difference_padded_packed": layout_difference(policy, made[:3], device),
+    }
+    for name, packing in (("padded", "never"), ("packed", "always")):
+        result[name] = measure(policy, shape, made, device, packing=packing, tokens=tokens, passes=passes)
+    result["packed_over_padded"] = result["packed"]["tokens_per_second"] / result["padded"]["tokens_per_second"]
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=sorted(SHAPES), default="3b")
+    parser.add_argument("--rows", type=int, default=48)
+    parser.add_argument("--micro-batch-tokens", type=int, default=16_384)
+    parser.add_argument("--passes", type=int, default=3, help="measured passes over all rows, after one to warm up")
+    parser.add_argument("--no-checkpointing", action="store_true")
+    a = parser.parse_args()
+    result = run(a.size, rows=a.rows, tokens=a.micro_batch_tokens, passes=a.passes, checkpointing=not a.no_checkpointing)
+    sys.stdout.write(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

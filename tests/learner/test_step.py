@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmsr_ray.config import LossConfig
+from mmsr_ray.learner.benchmark import run
+from mmsr_ray.learner.pictures import PatchCache
+from mmsr_ray.learner.plan import Item, UpdatePlan, plan_update
+from mmsr_ray.learner.step import collate_portion, contribution, fit
+from tests.learner.conftest import make_policy, make_row
+
+ROWS = [make_row(i, length=25 + 8 * i, advantage=(-1.0) ** i) for i in range(8)]
+
+
+def make_plan(*, world_size: int = 1, tokens: int = 10_000, packing: str = "never", loss: str = "grpo") -> UpdatePlan:
+    items = [Item(i, 0, row.advantage, row.tokens.length, int(row.tokens.loss_mask.sum())) for i, row in enumerate(ROWS)]
+    return plan_update(items, world_size=world_size, micro_batch_tokens=tokens, packing=packing, loss=loss, lr=1e-3)
+
+
+def loss_and_gradient(plan: UpdatePlan, cache: PatchCache, config: LossConfig) -> tuple[float, torch.Tensor]:
+    """All ranks' micro-batches one after the other in this process: what the ranks' sum must be."""
+    policy = make_policy()
+    total = 0.0
+    mini = plan.minibatches[0]
+    for portion in (portion for rank in mini.ranks for portion in rank):
+        batch = collate_portion(portion, lambda item: ROWS[item.group], policy, cache)
+        reference = torch.full_like(batch.rollout_logprobs, -5.0)
+        out = contribution(policy, batch, mini, loss=plan.loss, config=config, temperature=0.9, reference=reference)
+        out.loss.backward()
+        total += out.loss.item()
+    return total, torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize("aggregate", ["token", "sequence"])
+def test_loss_and_gradient_do_not_depend_on_ranks_micro_batches_or_layout(cache: PatchCache, aggregate: str) -> None:
+    config = LossConfig(aggregate=aggregate, kl_coef=0.01, entropy_coef=0.01)
+    loss, gradient = loss_and_gradient(make_plan(), cache, config)
+    for plan in (make_plan(tokens=100), make_plan(world_size=2, tokens=130), make_plan(world_size=3, tokens=200, packing="always")):
+        other_loss, other_gradient = loss_and_gradient(plan, cache, config)
+        assert other_loss == pytest.approx(loss, rel=1e-4)
+        torch.testing.assert_close(other_gradient, gradient, rtol=1e-3, atol=1e-5)
+
+
+def test_fit_lowers_the_loss_and_skips_what_is_not_finite(cache: PatchCache) -> None:
+    policy = make_policy()
+    optimizer = torch.optim.AdamW(policy.parameters())
+    rows = [[row] for row in ROWS]
+    items = [Item(i, 0, 1.0, row.tokens.length, int(row.tokens.loss_mask.sum())) for i, row in enumerate(ROWS)]
+    plan = plan_update(items, world_size=1, micro_batch_tokens=200, loss="sft", lr=3e-3)
+    losses = [metrics["loss"] for metrics in fit(policy, optimizer, iter([(plan, rows)] * 20), cache)]
+    assert losses[-1] < losses[0] / 2
+    before = [p.detach().clone() for p in policy.parameters()]
+    broken = [Item(i.group, 0, math.nan, i.length, i.sampled_tokens) for i in items]
+    plan = plan_update(broken, world_size=1, micro_batch_tokens=200, loss="sft", lr=3e-3)
+    assert next(fit(policy, optimizer, iter([(plan, rows)]), cache))["skipped"] == 1.0
+    for parameter, value in zip(policy.parameters(), before, strict=True):
+        torch.testing.assert_close(parameter.detach(), value, rtol=0, atol=0)
+
+
+def test_the_compute_core_needs_torch_and_transformers_only() -> None:
+    code = (
+        "import sys, mmsr_ray.learner.benchmark;"
+        "heavy = {'ray', 'deepspeed', 'vllm', 'omegaconf', 'accelerate', 'datasets'} & set(sys.modules); assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2], timeout=120)
+
+
+def test_the_benchmark_runs_where_there_is_no_gpu() -> None:
+    result = run("tiny", rows=3, tokens=1024, passes=1, checkpointing=True)
+    assert result["logprob_difference_padded_packed"] < 1e-3
+    assert result["packed"]["real_tokens"] == result["packed"]["computed_tokens"] == result["padded"]["real_tokens"]
+    assert result["packed_over_padded"] > 0
