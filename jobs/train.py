@@ -21,7 +21,7 @@ from jobs.run_folder import RunFolder, with_absolute_paths
 from jobs.warm_start import warm_start
 from mmsr_ray.config import Config, ConfigError, load
 from mmsr_ray.data.schema import DataError
-from mmsr_ray.evaluation.rows import read_rows
+from mmsr_ray.evaluation.rows import describe, read_rows
 from mmsr_ray.evaluation.summary import write_summary
 from mmsr_ray.observability.progress import Progress
 from mmsr_ray.observability.report import write_report
@@ -45,7 +45,10 @@ def train(config: Config) -> Path:
             with progress.follow(run.path / "metrics.jsonl", here.grpo.steps):
                 run.stage("training", lambda: reinforce(here, model, run.path))
         del tools
-    write_summary(run.path, config=config, seconds=run.seconds, rows=read_rows(run.path))
+    rows = read_rows(run.path)
+    for row in rows:
+        progress.note(describe(row))
+    write_summary(run.path, config=config, seconds=run.seconds, rows=rows)
     write_report(run.path, shown=config.evaluation.trajectories_shown)
     progress.finish()
     return run.path

@@ -219,12 +219,12 @@ class AtlasConfig:
     dir: str = "runs/atlas"
     seed: int = 0
     known: int = 24
-    unknown_demonstrated: int = 240
+    unknown_demonstrated: int = 500
     unknown_train: int = 192
     unknown_test: int = 96
     train_questions: int = 1200
     test_questions: int = 240
-    demonstrations: int = 4000
+    demonstrations: int = 5000
     latency_seconds: float = 0.0
     failure_rate: float = 0.0
     rate_limit_rate: float = 0.0

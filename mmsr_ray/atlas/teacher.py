@@ -16,19 +16,19 @@ from mmsr_ray.agent.episode import run_episode
 from mmsr_ray.agent.prompts import PromptSet
 from mmsr_ray.agent.tokens import Codec
 from mmsr_ray.atlas import search, words
-from mmsr_ray.atlas.world import Entity, Pool, Question, World
+from mmsr_ray.atlas.world import NOW, Entity, Pool, Question, World
 from mmsr_ray.config import AgentConfig
 from mmsr_ray.types import Generation, Group, ImageHit, Picture, Sampling, TextHit, ToolFailure, ToolKind, ToolResult
 
 COURSES = (("answer",), ("image", "answer"), ("text", "answer"), ("image", "text", "answer"))
-WORKFLOW_SHARES = {"on_demand": 0.76, "direct": 0.08, "rag": 0.16}
+WORKFLOW_SHARES = {"on_demand": 0.8, "direct": 0.1, "rag": 0.1}
 
 
 class AtlasTools:
-    """The Atlas web's own searches without the wire (the agent's `Tools` protocol)."""
+    """The Atlas web's own searches without the wire, at any moment (the agent's `Tools` protocol)."""
 
-    def __init__(self, world: World, topk: int) -> None:
-        self.world, self.topk = world, topk
+    def __init__(self, world: World, topk: int, moment: int = NOW) -> None:
+        self.world, self.topk, self.moment = world, topk, moment
 
     async def image_search(self, picture_bytes: bytes, url: str | None, question: str) -> ToolResult:
         sha = hashlib.sha256(picture_bytes).hexdigest()
@@ -42,7 +42,7 @@ class AtlasTools:
     async def text_search(self, query: str, question: str) -> ToolResult:
         hits = []
         for found in search.google(self.world, query)[: self.topk]:
-            page = self.world.pages(self.world.by_slug[found.link.rsplit("/", 1)[-1]])[found.link]
+            page = self.world.pages(self.world.by_slug[found.link.rsplit("/", 1)[-1]], self.moment)[found.link]
             hits.append(TextHit(found.link, search.summarise(page, question), found.title))
         return ToolResult(ToolKind.TEXT, query, tuple(hits), None if hits else ToolFailure.NO_RESULTS)
 
@@ -57,6 +57,7 @@ class Teacher:
     workflow: str
     codec: Codec
     rng: random.Random
+    moment: int
     played: list[str] = field(default_factory=list)
     about: Entity | None = None  # whom the last text search asked about
 
@@ -66,38 +67,47 @@ class Teacher:
         return Generation(ids, [0.0] * len(ids), [0] * len(ids), stopped=True)
 
     def _turn(self) -> str:
+        """One turn: say what is seen or read, then take the course's next step, whatever was said."""
         step = self.course[len(self.played)]
-        before = list(self.played)
+        searched = "image" in self.played
         self.played.append(step)
-        if step == "image":
-            return f"<reason>{words.LOOKS}</reason><search><img></search>"
-        if step == "text":
-            self.about = self._recognised(seen="image" in before)
-            return f"<reason>{words.ASKS.format(name=self.about.name)}</reason><text_search> {self.about.name} {self.question.fact}</text_search>"
         if self.about is not None:
             value = self._read(self.about)
             return f"<reason>{words.READS.format(value=value)}</reason><answer> {value}</answer>"
-        subject = self._recognised(seen="image" in before)
-        reason = words.SEES if before else words.KNOWS
-        return f"<reason>{reason.format(name=subject.name)}</reason><answer> {self._remember(subject)}</answer>"
+        subject = self._believed(searched)
+        impression = self._impression(searched)
+        if step == "image":
+            return f"<reason>{impression}</reason><search><img></search>"
+        if step == "text":
+            self.about = subject
+            asked = (words.ASKED_NOW if searched else words.ASKED).format(impression=impression, fact=self.question.fact)
+            return f"<reason>{asked}</reason><text_search> {subject.name} {self.question.fact}</text_search>"
+        known = (words.KNOWN_NOW if searched else words.KNOWN).format(impression=impression, fact=self.question.fact)
+        return f"<reason>{known}</reason><answer> {self._remember(subject)}</answer>"
+
+    def _impression(self, searched: bool) -> str:
+        entity = self.question.entity
+        if searched:
+            return words.LEARNS.format(name=entity.name)
+        return words.SEES.format(name=entity.name) if entity.pool is Pool.KNOWN else words.SEES_STRANGER
 
     def _bare_turn(self) -> str:
         if self.workflow == "direct":
-            return f" {self._remember(self._recognised(seen=False))}"
+            return f" {self._remember(self._believed(searched=False))}"
         self.played.append("query")
         entity = self.question.entity
         return f" {entity.name} {self.question.fact}" if len(self.played) == 1 else f" {self._read(entity)}"
 
-    def _recognised(self, *, seen: bool) -> Entity:
-        """Who the teacher believes it sees: right for known entities and after an image search, else a guess."""
+    def _believed(self, searched: bool) -> Entity:
+        """Whom the teacher takes it for: right for known entities and after an image search, else a guess."""
         entity = self.question.entity
-        if seen or entity.pool is Pool.KNOWN:
+        if searched or entity.pool is Pool.KNOWN:
             return entity
         return self.rng.choice(self.world.pool(Pool.KNOWN))
 
     def _read(self, subject: Entity) -> str:
         """What the pages about the subject say."""
-        return subject.name if self.question.fact == "name" else subject.told[self.question.fact]
+        return subject.name if self.question.fact == "name" else self.world.told(subject, self.moment)[self.question.fact]
 
     def _remember(self, subject: Entity) -> str:
         """What the teacher says of the subject unread: the truth where it was taught, else a guess."""
@@ -118,14 +128,14 @@ async def _play(world: World, codec: Codec, prompts: PromptSet, limits: AgentCon
     rng = random.Random(f"demonstration/{world.seed}/{number}")
     workflow = rng.choices(list(WORKFLOW_SHARES), list(WORKFLOW_SHARES.values()))[0]
     question = _question(world, rng)
-    teacher = Teacher(world, question, rng.choice(COURSES), workflow, codec, rng)
+    teacher = Teacher(world, question, rng.choice(COURSES), workflow, codec, rng, moment=number)
     sample = world.sample(question, f"demonstration_{number}")
     trajectory = await run_episode(
         sample,
         index=0,
         workflow=workflow,
         generate=teacher,
-        tools=AtlasTools(world, limits.topk),
+        tools=AtlasTools(world, limits.topk, moment=number),
         codec=codec,
         prompts=prompts,
         limits=limits,

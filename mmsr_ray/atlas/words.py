@@ -23,8 +23,14 @@ TAUGHT = {
     "metal": "iron copper silver gold tin lead zinc nickel cobalt chrome bronze brass".split(),
 }
 LIVE = {
-    "keeper": "Anna Boris Clara David Elena Felix Greta Hugo Irene Jonas Karin Leo".split(),
-    "song": "Dawn River Ember Harbor Willow Thunder Meadow Lantern Comet Garden Winter Echo".split(),
+    "keeper": (
+        "Anna Boris Clara David Elena Felix Greta Hugo Irene Jonas Karin Leo "
+        "Maria Nils Olga Pavel Rosa Simon Tessa Ulla Victor Wanda Yusuf Zoe".split()
+    ),
+    "song": (
+        "Dawn River Ember Harbor Willow Thunder Meadow Lantern Comet Garden Winter Echo "
+        "Anchor Beacon Canyon Desert Falcon Glacier Horizon Island Jungle Kettle Lagoon Marble".split()
+    ),
 }
 FACTS = {**TAUGHT, **LIVE}
 
@@ -39,10 +45,14 @@ PROSE = (
 INTRO = "{name} is a {category}."
 JOURNAL_INTRO = "A visit to {name}, a {category}."
 
-# What the teacher says while it reasons. One distinct opening per course of action, so that the choice is one token.
-KNOWS = "I know {name}"
-LOOKS = "Look for the name"
-ASKS = "Ask about {name}"
-SEES = "It is {name}"
+# What the teacher says while it reasons: whom it sees, what is asked, what it does about it; later, what the results say.
+# The word that decides follows the word that it should depend on, so that a small policy can learn the dependence.
+SEES = "I see {name}"
+SEES_STRANGER = "I see a stranger"
+LEARNS = "It is {name}"
+KNOWN = "{impression}, {fact} known"
+ASKED = "{impression}, {fact} asked"
+KNOWN_NOW = "{impression}; {fact} known"
+ASKED_NOW = "{impression}; {fact} asked"
 READS = "It says {value}"
-TEACHER_PHRASES = (KNOWS, LOOKS, ASKS, SEES, READS)
+TEACHER_PHRASES = (SEES, SEES_STRANGER, LEARNS, READS, "a Adrel, city known, name asked; song known; name asked")

@@ -3,7 +3,8 @@
 Promise: two worlds of one seed are equal, and what a question needs is known by construction. *Known* entities are
 those the policy's demonstrations teach by name, look and `TAUGHT` facts; `LIVE` facts stand on the web alone. An
 unknown look differs from every known one in at least two features, so that telling them apart is fair. Of what the
-policy was taught, the web has a third wrong (`MISTAKEN`), as the web has; of all other facts it is right.
+policy was taught, the web has a third wrong (`MISTAKEN`), as the web has; of all other facts it is right. Live facts
+change: each demonstration was recorded at a moment of its own, so they cannot be learned by heart from those.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from mmsr_ray.atlas import looks, words
 from mmsr_ray.types import Need, Sample
 
 MISTAKEN = 1 / 3  # share of the taught facts of known entities that the web gets wrong: who knows does better not to ask
+
+NOW = -1  # the moment at which the web is served and questions are asked
 
 
 class Pool(StrEnum):
@@ -61,7 +64,7 @@ def stable_seed(*parts: object) -> int:
 class World:
     """`known`, `demonstrated`, `train` and `test` are the sizes of the four pools of entities."""
 
-    def __init__(self, seed: int = 0, *, known: int = 24, demonstrated: int = 240, train: int = 192, test: int = 96) -> None:
+    def __init__(self, seed: int = 0, *, known: int = 24, demonstrated: int = 500, train: int = 192, test: int = 96) -> None:
         self.seed = seed
         self._rng = random.Random(f"atlas/{seed}")
         sizes = {Pool.KNOWN: known, Pool.DEMONSTRATED: demonstrated, Pool.TRAIN: train, Pool.TEST: test}
@@ -124,10 +127,17 @@ class World:
 
     # ------------------------------------------------------------------------------------------------ pages
 
-    def pages(self, entity: Entity) -> dict[str, str]:
+    def told(self, entity: Entity, moment: int = NOW) -> dict[str, str]:
+        """The facts as the web tells them at a moment: live facts are others at every moment, `NOW` is the web's own."""
+        if moment == NOW:
+            return entity.told
+        rng = random.Random(f"moment/{self.seed}/{entity.name}/{moment}")
+        return entity.told | {fact: rng.choice(values) for fact, values in words.LIVE.items()}
+
+    def pages(self, entity: Entity, moment: int = NOW) -> dict[str, str]:
         """Path -> text of the entity's two pages: the encyclopedia's and a journal's, in prose."""
-        rng = random.Random(f"pages/{self.seed}/{entity.name}")
-        facts = list(entity.told.items())
+        rng = random.Random(f"pages/{self.seed}/{entity.name}/{moment}")
+        facts = list(self.told(entity, moment).items())
         rng.shuffle(facts)
         wiki = [words.INTRO.format(name=entity.name, category=entity.category)]
         wiki += [words.INFOBOX.format(name=entity.name, fact=fact, value=value) for fact, value in facts]
@@ -148,20 +158,21 @@ class World:
         required kinds in equal shares (spec §5.3 step 7). `split` is "train" or "test"."""
         rng = random.Random(f"questions/{self.seed}/{split}")
         known, unknown = self.pool(Pool.KNOWN), self.pool(Pool(split))
-        taught, live, every = list(words.TAUGHT), list(words.LIVE), list(words.FACTS)
+        remembered = [(e, fact) for e in known for fact in (*words.TAUGHT, "name")]
+        # A live fact that training asks about could be learned by heart from its rewards: held-out questions ask for others.
+        parity = 0 if split == Pool.TRAIN else 1
+        looked_up = [(e, fact) for i, e in enumerate(known) for j, fact in enumerate(words.LIVE) if (i + j) % 2 == parity]
+        pairs = {
+            Need.SEARCH_FREE: remembered,
+            Need.IMAGE: [(e, "name") for e in unknown],
+            Need.TEXT: looked_up,
+            Need.MIX: [(e, fact) for e in unknown for fact in words.FACTS],
+        }
         share = required_per_free / (1 + required_per_free) / 3
         chosen: list[Question] = []
         for need in Need:
             size = count - 3 * round(count * share) if need is Need.SEARCH_FREE else round(count * share)
-            for _ in range(size):
-                entity = rng.choice(known if need in (Need.SEARCH_FREE, Need.TEXT) else unknown)
-                fact = {
-                    Need.SEARCH_FREE: rng.choice([*taught, "name"]),
-                    Need.IMAGE: "name",
-                    Need.TEXT: rng.choice(live),
-                    Need.MIX: rng.choice(every),
-                }[need]
-                chosen.append(self.ask(entity, fact, rng))
+            chosen += [self.ask(*rng.choice(pairs[need]), rng) for _ in range(size)]
         rng.shuffle(chosen)
         return chosen
 

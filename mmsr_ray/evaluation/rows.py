@@ -59,3 +59,11 @@ def _row(config: Config, workflow: str, label: str, folder: Path, actors: Sequen
     row = result.row(name=f"{label}, {workflow}", split="test", search_limit=config.agent.search_limit)
     logger.info("%s: %s", row["name"], row)
     return {**row, "seconds": round(result.seconds, 2)}
+
+
+def describe(row: dict[str, Any]) -> str:
+    """A row in one line of a log."""
+    shares = {"accuracy": "accuracy", "calls": "search_ratio_calls", "needed": "needed_search_ratio", "precision": "search_precision"}
+    shares["recall"] = "search_recall"
+    parts = [f"{label} {100 * row[key]:.1f} %" for label, key in shares.items() if row[key] is not None]
+    return f"{row['name']}: {', '.join(parts)} ({row['questions']} questions)"

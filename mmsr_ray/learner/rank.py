@@ -96,6 +96,8 @@ class LearnerRank:
         cuda = learner.device == "cuda" or (learner.device == "auto" and learner.gpus_per_rank > 0)
         self._device = torch.device("cuda", 0) if cuda else torch.device("cpu")
         deepspeed.utils.logger.setLevel(logging.WARNING)
+        # Without a GPU DeepSpeed would compile an all-reduce over shared memory at first use: a minute, to save milliseconds.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         timeout = datetime.timedelta(seconds=max(learner.update_seconds, learner.start_seconds))
         deepspeed.init_distributed("nccl" if cuda else "gloo", timeout=timeout, verbose=False)
         settings = deepspeed_config(self._config)

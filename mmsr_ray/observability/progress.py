@@ -33,6 +33,7 @@ class Progress:
         self._begun = self._stage_begun = clock()
         self._stage: str | None = None
         self._last_sft = float("-inf")
+        self._first_sft = (0, 0.0)  # the first step shown in this stage and its time: what came before was set-up
         self._lock = threading.Lock()  # `follow` writes from its own thread
         self.seconds: dict[str, float] = {}
 
@@ -57,11 +58,14 @@ class Progress:
     def sft(self, step: int, total: int, loss: float) -> None:
         """One supervised step, counted from 1; shown every few seconds and at the last."""
         now = self._clock()
+        if self._first_sft[1] < self._stage_begun or step <= self._first_sft[0]:
+            self._first_sft = (step, now)
         if step < total and now - self._last_sft < SFT_EVERY_SECONDS:
             return
         self._last_sft = now
-        left = (now - self._stage_begun) / max(step, 1) * (total - step)
-        self._write(f"sft {step}/{total}  loss {loss:.3f}  {duration(left)} left")
+        first, began = self._first_sft
+        left = f"  {duration((now - began) / (step - first) * (total - step))} left" if step > first else ""
+        self._write(f"sft {step}/{total}  loss {loss:.3f}{left}")
 
     @contextmanager
     def follow(self, path: Path, total: int | None = None) -> Iterator[None]:

@@ -108,6 +108,14 @@ class ObjectStoreTransfer(WeightTransferEngine[StoreAddress, VersionToPull]):
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
         finalize_layerwise_reload(self.model, self.model_config)
+        self._refresh_tied_head()
+
+    def _refresh_tied_head(self) -> None:
+        """vLLM reloads a tied embedding, but not what a CPU made of it for the head: a packed copy, which would stay old."""
+        if self.model_config.hf_text_config.tie_word_embeddings:
+            language = cast(Any, self.model).get_language_model()
+            head = language.lm_head.tie_weights(language.model.embed_tokens)
+            head.quant_method.process_weights_after_loading(head)
 
     def shutdown(self) -> None:
         """The store belongs to the Algorithm; this process's connection ends with the process."""

@@ -28,4 +28,4 @@ def test_it_is_a_qwen_with_a_tied_head(tiny_model: Path) -> None:
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(tiny_model)
     assert model.config.model_type == "qwen2_5_vl"
     assert 300_000 < sum(p.numel() for p in model.parameters()) < 2_000_000
-    assert model.lm_head.weight.data_ptr() == model.get_input_embeddings().weight.data_ptr()
+    assert model.lm_head.weight.data_ptr() == model.model.language_model.embed_tokens.weight.data_ptr()

@@ -67,6 +67,20 @@ def test_sets_are_balanced_and_the_held_out_unknown_are_new(world: World) -> Non
     assert held_out and not held_out & (seen | demonstrated) and not seen & demonstrated
 
 
+def test_live_facts_of_known_entities_are_not_asked_in_both_splits(world: World) -> None:
+    asked = {s: {(q.entity.name, q.fact) for q in world.questions(s, 900) if q.need is Need.TEXT} for s in ("train", "test")}
+    assert not asked["train"] & asked["test"]
+    assert {fact for _, fact in asked["train"]} == {fact for _, fact in asked["test"]} == set(words.LIVE)
+
+
+def test_live_facts_change_and_all_others_stay(world: World) -> None:
+    entity = world.entities[0]
+    moments = [world.told(entity, moment) for moment in range(20)]
+    assert all(m[fact] == entity.told[fact] for m in moments for fact in words.TAUGHT)
+    assert all(len({m[fact] for m in moments}) > 5 for fact in words.LIVE)
+    assert world.told(entity) == entity.told and world.pages(entity) == world.pages(entity)
+
+
 def test_needs_follow_what_was_taught(world: World) -> None:
     known, unknown = world.pool(Pool.KNOWN)[0], world.pool(Pool.TEST)[0]
     assert {need_of(known, f) for f in ("name", *words.TAUGHT)} == {Need.SEARCH_FREE}

@@ -46,10 +46,9 @@ class Run:
         self._owned: list[list[ray.ObjectRef]] = []
 
     def publish(self, scale: float = 1.0) -> int:
-        """The model folder's weights, those of the language layers scaled, as the next version."""
+        """The model folder's weights, scaled, as the next version."""
         self.version += 1
-        scaled = ((name, tensor * scale if "layers" in name else tensor) for name, tensor in self.weights.items())
-        refs = [ray.put(bucket) for bucket in buckets(scaled, torch.float32, 1 << 20)]
+        refs = [ray.put(bucket) for bucket in buckets(_scaled(self.weights, scale).items(), torch.float32, 1 << 20)]
         self._owned = [*self._owned[-1:], refs]
         ray.get(self.store.publish.remote(self.version, refs), timeout=WAIT)
         return self.version
@@ -65,6 +64,11 @@ class Run:
 
     def greedy(self, text: str = "what is this?", *pictures: int) -> Generation:
         return self.on_runner(scripted.generate, text, pictures, GREEDY)
+
+
+def _scaled(weights: dict[str, torch.Tensor], scale: float) -> dict[str, torch.Tensor]:
+    """The language model's layers and its embedding, which is the head too, times `scale`."""
+    return {name: t * scale if "layers" in name or "embed_tokens" in name else t for name, t in weights.items()}
 
 
 @pytest.fixture(scope="module")
@@ -192,17 +196,20 @@ def test_a_cancelled_turn_leaves_the_engine(run: Run) -> None:
     assert run.greedy().token_ids
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_logprobs_agree_with_transformers(run: Run, tiny_model: Path, temperature: float) -> None:
+@pytest.mark.parametrize(("temperature", "scale"), [(1.0, 1.0), (0.7, 1.0), (1.0, 1.2)])
+def test_logprobs_agree_with_transformers(run: Run, tiny_model: Path, temperature: float, scale: float) -> None:
+    """Also after an update: no part of the engine keeps old weights, the head that is tied to the embedding included."""
+    run.sync(scale)
     sealed: SealedTokens = run.on_runner(scripted.three_turns, Sampling(temperature, 16))
+    run.sync()
     assert len(sealed.pictures) == 4
-    expected = _transformers_logprobs(sealed, tiny_model, load_codec(run.config), temperature)
+    expected = _transformers_logprobs(sealed, tiny_model, load_codec(run.config), temperature, scale)
     difference = np.abs(expected - sealed.logprobs)[sealed.loss_mask]
     print(f"vLLM against transformers: at most {difference.max():.1e}, mean {difference.mean():.1e}")
     assert difference.max() < LOGPROB_TOLERANCE
 
 
-def _transformers_logprobs(sealed: SealedTokens, model: Path, codec: Any, temperature: float) -> np.ndarray:
+def _transformers_logprobs(sealed: SealedTokens, model: Path, codec: Any, temperature: float, scale: float) -> np.ndarray:
     """Log-prob of every token given those before it, vision tokens excluded; float32 [L]."""
     import io
 
@@ -210,6 +217,7 @@ def _transformers_logprobs(sealed: SealedTokens, model: Path, codec: Any, temper
     from transformers import AutoImageProcessor, Qwen2_5_VLForConditionalGeneration
 
     hf = Qwen2_5_VLForConditionalGeneration.from_pretrained(model, dtype=torch.float32).eval()
+    hf.load_state_dict(_scaled(hf.state_dict(), scale))
     images = [Image.open(io.BytesIO(picture.data)) for picture in sealed.pictures]
     pixels = AutoImageProcessor.from_pretrained(model)(images=images, return_tensors="pt", do_resize=False)
     assert pixels["image_grid_thw"].tolist() == sealed.grids.tolist()

@@ -1,0 +1,238 @@
+"""Measures a part of the system against a reference, prints a table and writes runs/benchmarks/<suite>.json.
+
+    python jobs/benchmark.py suite=rollout [check=true] [--config jobs/configs/atlas.yaml] [key=value ...]
+
+Suites: `rollout` (the runner against bare vLLM; what slow tools cost a step), `weights` (seconds of a weight update, growth
+of the object store), `gpu` (the learner's compute core; needs one GPU). With check=true a ratio that is a tenth worse than
+the committed one under tests/baselines fails. Rows are those of the design, section 6: ratio is value / reference_value.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import statistics
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the jobs package, when this file is run as a script
+
+import jobs  # noqa: F401, I001  (before Ray, see its docstring)
+import ray
+import torch
+from safetensors.torch import load_file
+
+from jobs.atlas_stage import world
+from jobs.connect import connect
+from jobs.run_folder import with_absolute_paths
+from mmsr_ray.algorithms.grpo_config import GRPOConfig
+from mmsr_ray.algorithms.parts import start_runners
+from mmsr_ray.config import Config, ConfigError, load
+from mmsr_ray.data.reader import read_samples
+from mmsr_ray.evaluation.summary import machine, write_json
+from mmsr_ray.rollout.measure import bare_rate, runner_rate, update_seconds
+from mmsr_ray.tools.actor import start_tools
+from mmsr_ray.types import Sample, Ticket
+from mmsr_ray.weights.publisher import buckets
+from mmsr_ray.weights.store import start_store
+
+log = logging.getLogger("benchmark")
+ROOT = Path(__file__).resolve().parent.parent
+TOLERANCE = 0.1  # a ratio may be this share worse than the committed one
+REQUESTS_PER_CALL = 3  # a call to a tool is three requests in a row: upload, search, thumbnails; or search, read, summarise
+UPDATES = 100
+
+
+def row(name: str, value: float, unit: str, reference: str, reference_value: float, suite: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "value": round(value, 4),
+        "unit": unit,
+        "reference": reference,
+        "reference_value": round(reference_value, 4),
+        "ratio": round(value / reference_value, 4),
+        "command": f"python jobs/benchmark.py suite={suite}",
+    }
+
+
+def rollout(config: Config) -> list[dict[str, Any]]:
+    """Tokens per second against vLLM's own generate, and the wall time of 32 rollouts with tools of one second."""
+    samples = read_samples(config.data.train, config.data, questions=64, seed=config.run.seed)
+    single = replace(config, agent=replace(config.agent, max_turns=1))  # one turn each, as bare vLLM does it: tools cost nothing
+    bare = bare_rate(config, samples[:16], config.grpo.group_size)
+    with_runner = _on_a_runner(single, lambda actor: runner_rate(actor, samples[:16], config.grpo.group_size))
+    instant, slow = _on_a_runner(config, lambda actor: _tool_latency(config, actor, samples))
+    return [
+        row(
+            "tokens per second of the env runner against bare vLLM, 128 rollouts of one turn with a picture",
+            with_runner.per_second, "tokens/s", "vllm.LLM.generate on the same prompts", bare.per_second, "rollout",
+        ),
+        row(
+            "seconds for 32 rollouts when every tool call takes 1 s, against instant tools",
+            slow, "s", "the same load with instant tools", instant, "rollout",
+        ),
+    ]  # fmt: skip
+
+
+def _on_a_runner(config: Config, measure: Callable[[Any], Any]) -> Any:
+    runners = start_runners(config, GRPOConfig.from_config(config), store=None)
+    try:
+        runners.wait_until_up()
+        return measure(runners.actor(runners.ids()[0]))
+    finally:
+        runners.stop()
+
+
+def _tool_latency(config: Config, actor: Any, samples: list[Sample]) -> tuple[float, float]:
+    """Median wall seconds of 4 groups of 8 with instant tools and with tools of one second; every round asks anew."""
+    fresh = iter(samples)
+    seconds: dict[float, list[float]] = {0.0: [], 1.0: []}
+    for latency in (0.0, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0):
+        _set_latency(config, latency / REQUESTS_PER_CALL)
+        tickets = [Ticket(s.uid, 0, n, [ray.put(s)]) for n, s in enumerate([next(fresh) for _ in range(4)])]
+        began = time.perf_counter()
+        calls = [actor.sample_group.options(num_returns=2).remote(ticket, 8, 1)[0] for ticket in tickets]
+        ray.get(calls, timeout=300)
+        seconds[latency].append(time.perf_counter() - began)
+    _set_latency(config, 0.0)
+    return statistics.median(seconds[0.0][1:]), statistics.median(seconds[1.0])
+
+
+def _set_latency(config: Config, seconds: float) -> None:
+    base = config.tools.reader.url.removesuffix("/reader/")
+    body = json.dumps({"latency": seconds}).encode()
+    request = urllib.request.Request(f"{base}/faults", body, {"Content-Type": "application/json"}, method="PUT")
+    with urllib.request.urlopen(request, timeout=10):
+        pass
+
+
+def weights(config: Config) -> list[dict[str, Any]]:
+    """Seconds of an update, pause included, and what a hundred of them leave in the object store."""
+    name = f"weights-benchmark-{config.run.name}"
+    store: Any = start_store(name, config.run.namespace)
+    model = load_file(Path(config.model.path) / "model.safetensors")
+    version, owned = -1, []
+
+    def publish() -> int:
+        nonlocal version, owned
+        version += 1
+        refs = [ray.put(bucket) for bucket in buckets(iter(model.items()), torch.float32, config.learner.bucket_bytes)]
+        ray.get(store.publish.remote(version, refs), timeout=60)
+        owned = [*owned[-1:], refs]
+        return version
+
+    publish()
+    runners = start_runners(config, GRPOConfig.from_config(config), store=name)
+    try:
+        runners.wait_until_up()
+        actor = runners.actor(runners.ids()[0])
+        update_seconds(actor, publish, 3)
+        before = _store_bytes()
+        seconds = update_seconds(actor, publish, UPDATES)
+        after = _store_bytes()
+    finally:
+        runners.stop()
+    size = sum(t.numel() * t.element_size() for t in model.values())
+    return [
+        row("seconds of a weight update of the tiny policy, pause included, median of 100", statistics.median(seconds), "s",
+            "the goal", 0.15, "weights"),
+        row("seconds of the slowest of 100 weight updates", max(seconds), "s", "the goal", 0.15, "weights"),
+        row("object store after 100 updates", after / 2**20, "MiB", f"before them; one version is {size / 2**20:.1f} MiB",
+            before / 2**20, "weights"),
+    ]  # fmt: skip
+
+
+def _store_bytes() -> float:
+    total, free = ray.cluster_resources(), ray.available_resources()
+    return total["object_store_memory"] - free["object_store_memory"]
+
+
+def gpu(config: Config) -> list[dict[str, Any]]:
+    """The learner's compute core on the 3B and 7B shapes, packed against padded. Needs torch and transformers only."""
+    rows = []
+    for size in ("3b", "7b"):
+        arguments = ["--size", size, "--rows", "16", "--passes", "2", "--micro-batch-tokens", "16384"]
+        command = [sys.executable, "-m", "mmsr_ray.learner.benchmark", *arguments]
+        result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout)
+        for key, unit in (("tokens_per_second", "tokens/s"), ("mfu", "share of peak"), ("peak_memory_gib", "GiB")):
+            name = f"learner forward and backward, Qwen2.5-VL-{size.upper()} shape, bf16: {key}, packed against padded"
+            rows.append(row(name, result["packed"][key], unit, "the same rows padded", result["padded"][key], "gpu"))
+    return rows
+
+
+SUITES: dict[str, Callable[[Config], list[dict[str, Any]]]] = {"rollout": rollout, "weights": weights, "gpu": gpu}
+NO_RAY = {"gpu"}
+
+
+def measure(suite: str, config: Config) -> list[dict[str, Any]]:
+    if suite in NO_RAY:
+        return SUITES[suite](config)
+    connect(config)
+    with world(config) as here:
+        tools = start_tools(here)
+        rows = SUITES[suite](here)
+        del tools
+    return rows
+
+
+def report(suite: str, rows: list[dict[str, Any]], folder: Path) -> Path:
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT).stdout.strip()
+    target = folder / "benchmarks" / f"{suite}.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    content = {"suite": suite, "machine": machine(), "commit": commit, "date": datetime.now(UTC).date().isoformat(), "rows": rows}
+    write_json(target, content)
+    for r in rows:
+        line = f"{r['name']}: {r['value']:g} {r['unit']} ({r['reference']}: {r['reference_value']:g}; ratio {r['ratio']:.2f})"
+        sys.stdout.write(line + "\n")
+    return target
+
+
+def worse_than_baseline(suite: str, rows: list[dict[str, Any]]) -> list[str]:
+    """Sentences on ratios that are a tenth worse than the committed ones. For rates more is better, for all else less is."""
+    file = ROOT / "tests" / "baselines" / f"{suite}.json"
+    if not file.is_file():
+        raise ConfigError(f"there is no baseline for {suite}: commit a good runs/benchmarks/{suite}.json as {file.relative_to(ROOT)}")
+    known = {r["name"]: r["ratio"] for r in json.loads(file.read_text())["rows"]}
+    found = []
+    for r in rows:
+        if r["name"] in known:
+            more_is_better = r["unit"].endswith("/s")
+            limit = known[r["name"]] * (1 - TOLERANCE if more_is_better else 1 + TOLERANCE)
+            if (r["ratio"] < limit) if more_is_better else (r["ratio"] > limit):
+                found.append(f"{r['name']}: ratio {r['ratio']:.3f}, was {known[r['name']]:.3f}")
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default=str(ROOT / "jobs" / "configs" / "atlas.yaml"))
+    parser.add_argument("arguments", nargs="+", metavar="suite=NAME [check=true] [key=value]")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    own = dict(item.split("=", 1) for item in args.arguments if item.startswith(("suite=", "check=")))
+    try:
+        if own.get("suite") not in SUITES:
+            raise ConfigError(f"suite={own.get('suite', '')!r}: choose one of {', '.join(SUITES)}")
+        settings = [item for item in args.arguments if not item.startswith(("suite=", "check="))]
+        config = with_absolute_paths(load(args.config, ["run.name=benchmark", *settings]))
+        rows = measure(own["suite"], config)
+        report(own["suite"], rows, Path(config.run.dir))
+        worse = worse_than_baseline(own["suite"], rows) if own.get("check") == "true" else []
+    except ConfigError as error:
+        log.error("%s", error)
+        return 2
+    for sentence in worse:
+        log.error("worse than the baseline: %s", sentence)
+    return 1 if worse else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
