@@ -8,6 +8,7 @@ Submit it again and it goes on where it stopped: finished stages are skipped, tr
 from __future__ import annotations
 
 import argparse
+import asyncio
 import logging
 import sys
 from pathlib import Path
@@ -19,14 +20,21 @@ from jobs.connect import connect
 from jobs.reinforce import reinforce
 from jobs.run_folder import RunFolder, with_absolute_paths
 from jobs.warm_start import warm_start
+from mmsr_ray.agent.prompts import PromptError, PromptSet
+from mmsr_ray.agent.template import CodecError
+from mmsr_ray.atlas.prepare import AtlasError
 from mmsr_ray.config import Config, ConfigError, load
+from mmsr_ray.data.reader import read_index
 from mmsr_ray.data.schema import DataError
 from mmsr_ray.evaluation.rows import describe, read_rows
 from mmsr_ray.evaluation.summary import write_summary
 from mmsr_ray.observability.progress import Progress
 from mmsr_ray.observability.report import write_report
+from mmsr_ray.rollout.engine import load_codec
 from mmsr_ray.tools.actor import start_tools
 from mmsr_ray.tools.errors import ToolsError
+
+USERS_TO_MEND = (ConfigError, DataError, ToolsError, CodecError, PromptError, AtlasError)
 
 
 def train(config: Config) -> Path:
@@ -34,7 +42,9 @@ def train(config: Config) -> Path:
     progress = Progress()
     run = RunFolder(config, progress)
     with world(config) as here:
+        check_inputs(here)
         tools = start_tools(here)  # the actors live as long as this handle
+        asyncio.run(tools.check())
         model = here.model.path
         if here.sft.enabled:
             model = run.stage(
@@ -54,6 +64,14 @@ def train(config: Config) -> Path:
     return run.path
 
 
+def check_inputs(config: Config) -> None:
+    """What a user can get wrong, found before anything is started. Raises CodecError, PromptError or DataError."""
+    load_codec(config)
+    PromptSet.load(config.agent.prompts)
+    for path in (config.data.train, config.data.test):
+        read_index(path, config.data)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", help="a YAML file over the defaults of mmsr_ray/config.py")
@@ -64,7 +82,7 @@ def main() -> int:
         config = with_absolute_paths(load(args.config, args.overrides))
         connect(config)
         folder = train(config)
-    except (ConfigError, DataError, ToolsError) as error:  # the user's to mend, and one sentence says how
+    except USERS_TO_MEND as error:  # one sentence says how
         logging.getLogger("train").error("%s", error)
         return 2
     logging.getLogger("train").info("report: %s", folder / "report.html")

@@ -81,7 +81,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def policy_config(tokenizer: PreTrainedTokenizerFast, *, hidden: int = 128, layers: int = 3, dtype: str = "float32") -> Qwen2_5_VLConfig:
+def policy_config(tokenizer: PreTrainedTokenizerFast, *, hidden: int = 128, layers: int = 2, dtype: str = "float32") -> Qwen2_5_VLConfig:
     """Qwen2.5-VL's own config with small numbers; sizes are rounded so that two ranks can split them."""
     token = tokenizer.get_vocab().__getitem__
     heads = hidden // 32

@@ -21,7 +21,7 @@ from mmsr_ray.config import AgentConfig
 from mmsr_ray.types import Generation, Group, ImageHit, Picture, Sampling, TextHit, ToolFailure, ToolKind, ToolResult
 
 COURSES = (("answer",), ("image", "answer"), ("text", "answer"), ("image", "text", "answer"))
-WORKFLOW_SHARES = {"on_demand": 0.8, "direct": 0.1, "rag": 0.1}
+WORKFLOW_SHARES = {"on_demand": 0.78, "direct": 0.08, "rag": 0.14}
 
 
 class AtlasTools:

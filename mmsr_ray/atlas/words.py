@@ -23,14 +23,8 @@ TAUGHT = {
     "metal": "iron copper silver gold tin lead zinc nickel cobalt chrome bronze brass".split(),
 }
 LIVE = {
-    "keeper": (
-        "Anna Boris Clara David Elena Felix Greta Hugo Irene Jonas Karin Leo "
-        "Maria Nils Olga Pavel Rosa Simon Tessa Ulla Victor Wanda Yusuf Zoe".split()
-    ),
-    "song": (
-        "Dawn River Ember Harbor Willow Thunder Meadow Lantern Comet Garden Winter Echo "
-        "Anchor Beacon Canyon Desert Falcon Glacier Horizon Island Jungle Kettle Lagoon Marble".split()
-    ),
+    "keeper": ("Anna Boris Clara David Elena Felix Greta Hugo Irene Jonas Karin Leo Maria Nils Olga Pavel".split()),
+    "song": ("Dawn River Ember Harbor Willow Thunder Meadow Lantern Comet Garden Winter Echo Anchor Beacon Canyon Desert".split()),
 }
 FACTS = {**TAUGHT, **LIVE}
 
