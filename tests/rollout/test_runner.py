@@ -134,14 +134,16 @@ def test_no_cache_survives_an_update(run: Run) -> None:
 
 
 def test_a_request_in_flight_goes_on_under_the_new_weights(run: Run) -> None:
-    call = run.runner.apply.remote(scripted.generate, "go on", (1,), Sampling(max_tokens=400))
-    time.sleep(0.4)
+    calls = [run.runner.apply.remote(scripted.generate, "go on", (i,), Sampling(max_tokens=400)) for i in range(16)]
+    time.sleep(0.2)
     run.sync(1.1)
-    generation: Generation = ray.get(call, timeout=WAIT)
+    generations: list[Generation] = ray.get(calls, timeout=WAIT)
     run.sync()
-    assert generation.versions == sorted(generation.versions)
-    assert set(generation.versions) == {run.version - 2, run.version - 1}
-    assert len(generation.versions) == len(generation.token_ids) == len(generation.logprobs)
+    old, new = run.version - 2, run.version - 1
+    assert any(set(g.versions) == {old, new} for g in generations)  # an untrained policy may end a turn at once
+    for g in generations:
+        assert g.versions == sorted(g.versions) and set(g.versions) <= {old, new}
+        assert len(g.versions) == len(g.token_ids) == len(g.logprobs)
 
 
 def test_updates_are_quick_and_leave_nothing_in_the_object_store(run: Run) -> None:
