@@ -19,11 +19,11 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 from mmsr_ray.agent.prompts import PromptSet
-from mmsr_ray.agent.tokens import Codec
 from mmsr_ray.atlas import teacher, web, words, world
 from mmsr_ray.atlas.policy import build_policy
 from mmsr_ray.config import AtlasConfig, Config, ToolsConfig
 from mmsr_ray.data.schema import write_fvqa
+from mmsr_ray.rollout.engine import load_codec
 from mmsr_ray.tools.providers import services
 from mmsr_ray.types import Group
 
@@ -65,11 +65,6 @@ def _version(config: Config) -> str:
     return json.dumps(
         {"atlas": asdict(config.atlas), "prompts": PromptSet.load(config.agent.prompts).texts(), "code": code}, sort_keys=True
     )
-
-
-def load_codec(config: Config) -> Codec:
-    model = config.model
-    return Codec.load(model.path, min_pixels=model.min_pixels, max_pixels=model.max_pixels, thumbnail_max_pixels=model.thumbnail_max_pixels)
 
 
 def demonstrations(config: Config, start: int, count: int) -> list[Group]:
