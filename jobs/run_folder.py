@@ -13,9 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mmsr_ray.config import Config, ConfigError, to_yaml
+from mmsr_ray.config import Config, ConfigError, ToolsConfig, to_yaml
 from mmsr_ray.evaluation.summary import config_hash, write_json
 from mmsr_ray.observability.progress import Progress
+from mmsr_ray.tools.providers import services
 
 STAGES = "stages.json"
 
@@ -32,9 +33,18 @@ def with_absolute_paths(config: Config) -> Config:
         run=replace(config.run, dir=absolute(config.run.dir)),
         model=replace(config.model, path=absolute(config.model.path)) if local_model else config.model,
         data=replace(config.data, train=absolute(config.data.train), test=absolute(config.data.test)),
-        tools=replace(config.tools, cache_dir=absolute(config.tools.cache_dir)),
+        tools=_absolute_tools(config.tools, absolute),
         sft=replace(config.sft, cache_dir=absolute(config.sft.cache_dir)),
         atlas=replace(config.atlas, dir=absolute(config.atlas.dir)),
+    )
+
+
+def _absolute_tools(tools: ToolsConfig, absolute: Callable[[str], str]) -> ToolsConfig:
+    return replace(
+        tools,
+        cache=replace(tools.cache, dir=absolute(tools.cache.dir)),
+        tape=replace(tools.tape, dir=absolute(tools.tape.dir)),
+        **{name: replace(section, path=absolute(section.path)) for name, section in services(tools).items()},
     )
 
 

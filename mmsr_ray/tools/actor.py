@@ -76,7 +76,7 @@ class ToolActor:
         self._tools = SearchTools(config, topk, RemoteQuota(quota), keys, share=config.actors)
 
     async def image_search(self, sha: str, picture: bytes, url: str | None) -> ToolResult:
-        return await self._tools.picture_search(sha, url, lambda: picture)
+        return await self._tools.picture_search(sha, picture, url)
 
     async def text_search(self, query: str, question: str) -> ToolResult:
         return await self._tools.text_search(query, question)
@@ -105,10 +105,9 @@ class RemoteTools:
         return cls(actors, config.tools.deadline_seconds)
 
     async def image_search(self, picture_bytes: bytes, url: str | None, question: str) -> ToolResult:
-        """Web pages whose main picture looks like this one. The bytes travel only when there is no `url`."""
+        """Web pages whose main picture looks like this one."""
         sha = hashlib.sha256(picture_bytes).hexdigest()
-        data = b"" if url else picture_bytes
-        return await self._call(ToolKind.IMAGE, sha, lambda actor: actor.image_search.remote(sha, data, url))
+        return await self._call(ToolKind.IMAGE, sha, lambda actor: actor.image_search.remote(sha, picture_bytes, url))
 
     async def text_search(self, query: str, question: str) -> ToolResult:
         """Summaries of the pages found for `query`, each written for the user's `question`."""

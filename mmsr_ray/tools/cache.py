@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Protocol
 
+from mmsr_ray.config import CacheConfig
 from mmsr_ray.tools.errors import ProviderError
 from mmsr_ray.types import ToolFailure
 
@@ -111,9 +112,9 @@ def _open(path: Path) -> sqlite3.Connection:
     return db
 
 
-def open_store(folder: str, memory_bytes: int) -> Store:
-    """The file `tools.sqlite` in `folder`, or memory when `folder` is empty."""
-    return SqliteStore(Path(folder) / "tools.sqlite") if folder else MemoryStore(memory_bytes)
+def open_store(config: CacheConfig) -> Store:
+    """The file `tools.sqlite` in `config.dir`, or memory when that is empty."""
+    return SqliteStore(Path(config.dir) / "tools.sqlite") if config.dir else MemoryStore(config.memory_bytes)
 
 
 class FlightCache:

@@ -93,8 +93,8 @@ class Guard:
 
     def _charge(self, trace: Trace) -> None:
         """Services charge for what they answered."""
-        trace.cost_usd += self._config.cost_per_call_usd
-        self.cost_usd += self._config.cost_per_call_usd
+        trace.cost_usd += self._config.price.per_call
+        self.cost_usd += self._config.price.per_call
 
     def _failed(self, error: ProviderError) -> None:
         self.counts[str(error.failure)] += 1

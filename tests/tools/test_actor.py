@@ -13,7 +13,7 @@ import ray
 from aiohttp import web as http
 from ray import cloudpickle
 
-from mmsr_ray.config import Config
+from mmsr_ray.config import CacheConfig, Config
 from mmsr_ray.tools.actor import RemoteTools, start_tools, stop_tools
 from mmsr_ray.tools.errors import ToolsError
 from mmsr_ray.types import ToolFailure
@@ -40,7 +40,7 @@ async def start(config: Config) -> RemoteTools:
 
 
 async def test_results_single_flight_routing_and_overhead(cluster: None, web: Web, tmp_path: Path) -> None:
-    config = named(web, "plain", cache_dir=str(tmp_path), actors=2)
+    config = named(web, "plain", cache=CacheConfig(dir=str(tmp_path)), actors=2)
     tools = await start(config)
     await tools.check()
     web.delay["google"] = 0.2
@@ -90,7 +90,7 @@ async def test_one_rate_limit_and_one_silence_for_all_actors(cluster: None, web:
 
 
 async def test_a_killed_actor_loses_no_call_and_no_cache(cluster: None, web: Web, tmp_path: Path) -> None:
-    config = named(web, "killed", actors=2, cache_dir=str(tmp_path))
+    config = named(web, "killed", actors=2, cache=CacheConfig(dir=str(tmp_path)))
     tools = await start(config)
     web.delay["google"] = 0.5
     calls = asyncio.gather(*(tools.text_search(f"q{i}", "x") for i in range(40)))

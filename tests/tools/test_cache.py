@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mmsr_ray.config import CacheConfig
 from mmsr_ray.tools.cache import FlightCache, MemoryStore, SqliteStore, Store, key_of, open_store
 from mmsr_ray.tools.errors import ProviderError
 from mmsr_ray.types import ToolFailure
@@ -18,7 +19,7 @@ def soon(seconds: float = 5.0) -> float:
 
 @pytest.mark.parametrize("kind", ["memory", "file"])
 def test_store_keeps_layers_apart(kind: str, tmp_path: Path) -> None:
-    store: Store = open_store("" if kind == "memory" else str(tmp_path / "deep" / "er"), 1_000)
+    store: Store = open_store(CacheConfig(dir="" if kind == "memory" else str(tmp_path / "deep" / "er")))
     store.put("a", "k", b"1")
     store.put("b", "k", b"2")
     store.put("a", "k", b"3")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web as http
 
-from mmsr_ray.config import ProviderConfig
+from mmsr_ray.config import CacheConfig, ProviderConfig
 from mmsr_ray.tools.errors import ToolsError
 from mmsr_ray.tools.local import LocalTools
 from mmsr_ray.types import ImageHit, TextHit, ToolFailure
@@ -104,7 +104,7 @@ async def test_32_calls_of_one_second_take_about_one_second(web: Web) -> None:
 async def test_single_flight(web: Web) -> None:
     web.delay["google"] = web.delay["google_lens"] = 0.1
     config = configure(web.root)
-    config.tools.text_search.cost_per_call_usd = 0.01
+    config.tools.text_search.price.per_call = 0.01
     async with LocalTools(config) as tools:
         results = await asyncio.gather(
             *(tools.text_search("same", "q") for _ in range(8)), *(tools.image_search(png(), None, "q") for _ in range(8))
@@ -224,7 +224,7 @@ async def test_dead_provider_sees_few_requests_and_is_found_again(web: Web) -> N
 
 
 async def test_cache_file_outlives_the_tools(web: Web, tmp_path: Path) -> None:
-    config = configure(web.root, cache_dir=str(tmp_path))
+    config = configure(web.root, cache=CacheConfig(dir=str(tmp_path)))
     async with LocalTools(config) as tools:
         first = (await tools.text_search("q", "x"), await tools.image_search(png(), None, "x"))
     before = web.counts.total()
@@ -297,7 +297,7 @@ async def test_a_sample_without_url_and_no_host(web: Web) -> None:
 
 
 async def test_cached_call_is_quick(web: Web, tmp_path: Path) -> None:
-    async with LocalTools(configure(web.root, cache_dir=str(tmp_path))) as tools:
+    async with LocalTools(configure(web.root, cache=CacheConfig(dir=str(tmp_path)))) as tools:
         await tools.text_search("q", "x")
         start = time.perf_counter()
         for _ in range(100):

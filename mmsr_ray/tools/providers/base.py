@@ -27,15 +27,42 @@ class Lead:
 
 
 @dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens that the service says it counted; zeros where it bills by call."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Page:
     title: str
     text: str
+    usage: Usage = Usage()
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    text: str
+    usage: Usage = Usage()
+
+
+@dataclass(frozen=True, slots=True)
+class Photo:
+    """The user's picture."""
+
+    sha: str  # hex sha256 of `data`
+    data: bytes
+    url: str = ""  # a public address of it; "" where the provider does not want one
 
 
 class Provider:
     """`key` is "" where the service takes none."""
 
+    default_url: ClassVar[str] = ""  # used where config names none
+    default_key_env: ClassVar[str] = ""
     needs_url: ClassVar[bool] = True  # one service at `url`, which can be down
+    wants_photo_url: ClassVar[bool] = False  # image search: the service fetches the picture itself
     remote: ClassVar[bool] = True  # sends requests out of this process
     key_required: ClassVar[bool] = True  # where config names a key_env; False: the key only raises the limits
 
@@ -46,8 +73,9 @@ class Provider:
 
 class ImageSearchProvider(Protocol):
     identity: str
+    wants_photo_url: ClassVar[bool]
 
-    async def search(self, picture_url: str) -> list[Lead]: ...
+    async def search(self, photo: Photo) -> list[Lead]: ...
 
 
 class TextSearchProvider(Protocol):
@@ -65,7 +93,7 @@ class Reader(Protocol):
 class Summariser(Protocol):
     identity: str
 
-    async def summarise(self, page: str, question: str) -> str: ...
+    async def summarise(self, page: str, question: str) -> Summary: ...
 
 
 class ImageHost(Protocol):

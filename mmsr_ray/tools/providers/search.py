@@ -9,7 +9,7 @@ from typing import Any
 
 from mmsr_ray.tools.errors import ProviderError
 from mmsr_ray.tools.foreign import TITLE_CHARS, clean_line, web_url
-from mmsr_ray.tools.providers.base import Lead, Provider, rows
+from mmsr_ray.tools.providers.base import Lead, Photo, Provider, rows
 from mmsr_ray.types import ToolFailure
 
 
@@ -29,8 +29,10 @@ class _SerpApi(Provider):
 class SerpApiLens(_SerpApi):
     """`visual_matches[]` of engine google_lens."""
 
-    async def search(self, picture_url: str) -> list[Lead]:
-        answer = await self._get({"engine": "google_lens", "url": picture_url})
+    wants_photo_url = True
+
+    async def search(self, photo: Photo) -> list[Lead]:
+        answer = await self._get({"engine": "google_lens", "url": photo.url})
         matches = rows(answer, "visual_matches", "SerpAPI", expected="search_metadata" not in answer)
         return [_visual(m.get("title"), m.get("link"), m.get("thumbnail")) for m in matches]
 
@@ -55,8 +57,10 @@ class _Serper(Provider):
 class SerperLens(_Serper):
     """POST /lens, `organic[]` with thumbnailUrl. `url` is the service's root (https://google.serper.dev)."""
 
-    async def search(self, picture_url: str) -> list[Lead]:
-        answer = await self._post("lens", {"url": picture_url})
+    wants_photo_url = True
+
+    async def search(self, photo: Photo) -> list[Lead]:
+        answer = await self._post("lens", {"url": photo.url})
         found = rows(answer, "organic", "Serper", expected="searchParameters" not in answer)
         return [_visual(r.get("title"), r.get("link"), r.get("thumbnailUrl") or r.get("imageUrl")) for r in found]
 

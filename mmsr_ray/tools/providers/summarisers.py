@@ -14,7 +14,7 @@ from typing import Any
 from mmsr_ray.tools.errors import ProviderError
 from mmsr_ray.tools.foreign import SUMMARY_CHARS, clean_line, clean_text
 from mmsr_ray.tools.http import public
-from mmsr_ray.tools.providers.base import Provider
+from mmsr_ray.tools.providers.base import Provider, Summary
 from mmsr_ray.types import ToolFailure
 
 SENTENCES = 5
@@ -29,7 +29,7 @@ _THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
 class ChatSummariser(Provider):
     """Any OpenAI-compatible service; `url` ends in /v1 (or names .../chat/completions itself)."""
 
-    async def summarise(self, page: str, question: str) -> str:
+    async def summarise(self, page: str, question: str) -> Summary:
         url = self.config.url.rstrip("/")
         url = url if url.endswith("/chat/completions") else f"{url}/chat/completions"
         wish = (
@@ -50,7 +50,7 @@ class ChatSummariser(Provider):
         summary = clean_text(_THOUGHT.sub("", content), SUMMARY_CHARS) if isinstance(content, str) else ""
         if not summary:
             raise ProviderError(ToolFailure.BAD_RESPONSE, f"summariser {public(url)}: no text in choices[0].message.content")
-        return clean_line(summary, SUMMARY_CHARS)
+        return Summary(clean_line(summary, SUMMARY_CHARS))
 
 
 class ExtractiveSummariser(Provider):
@@ -60,11 +60,11 @@ class ExtractiveSummariser(Provider):
     remote = False
     key_required = False
 
-    async def summarise(self, page: str, question: str) -> str:
+    async def summarise(self, page: str, question: str) -> Summary:
         summary = extract(page, question) if len(page) < 4_000 else await asyncio.to_thread(extract, page, question)
         if not summary:
             raise ProviderError(ToolFailure.NO_RESULTS, "the page has no sentences")
-        return summary
+        return Summary(summary)
 
 
 _SENTENCE = re.compile(r"(?<=[.!?。！？])\s+|\n+")

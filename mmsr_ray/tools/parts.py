@@ -1,0 +1,83 @@
+"""What the two searches share: providers, cache and guards of one process, and the filling of a list of hits."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from mmsr_ray.config import ToolsConfig
+from mmsr_ray.tools.cache import FlightCache
+from mmsr_ray.tools.errors import ProviderError
+from mmsr_ray.tools.guard import Guard, Trace
+from mmsr_ray.tools.http import Http
+from mmsr_ray.tools.providers import Providers
+from mmsr_ray.tools.providers.base import Lead
+from mmsr_ray.types import ImageHit, TextHit, ToolFailure
+
+H = TypeVar("H", ImageHit, TextHit)
+
+SPARES = 2  # leads kept per hit wanted
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Of one event loop. `guards` by service name (providers.limited_services)."""
+
+    config: ToolsConfig
+    topk: int
+    http: Http
+    providers: Providers
+    cache: FlightCache
+    guards: Mapping[str, Guard]
+
+    async def leads(self, layer: str, key: str, search: Callable[[], Awaitable[list[Lead]]], trace: Trace) -> list[Lead]:
+        """A provider's leads through the cache. "Nothing found" is an answer that was paid for: it is kept too."""
+
+        async def produce() -> bytes:
+            try:
+                found = await search()
+            except ProviderError as error:
+                if error.failure is not ToolFailure.NO_RESULTS:
+                    raise
+                found = []
+            return json.dumps([[lead.title, lead.url, lead.thumbnail] for lead in found]).encode()
+
+        return [Lead(*fields) for fields in json.loads(await self.cache.get(layer, key, produce, trace.deadline))]
+
+
+async def fill(leads: Sequence[Lead], wanted: int, fetch: Callable[[Lead], Awaitable[H]], deadline: float) -> list[H]:
+    """Up to `wanted` hits in the order of `leads`, fetched together; a lead that fails is replaced by the next.
+
+    At `deadline` what is there is returned. Raises ProviderError when there is no hit: NO_RESULTS if all that failed
+    was pages of their own making, else the infrastructure's failure.
+    """
+    loop = asyncio.get_running_loop()
+    remaining: Iterator[tuple[int, Lead]] = iter(enumerate(leads))
+    hits: dict[int, H] = {}
+    errors: list[ProviderError] = []
+
+    async def slot() -> None:
+        for rank, lead in remaining:  # shared by all slots: each lead is tried once
+            if loop.time() >= deadline:
+                return
+            try:
+                hits[rank] = await fetch(lead)
+                return
+            except ProviderError as error:
+                errors.append(error)
+
+    slots = [asyncio.create_task(slot()) for _ in range(min(wanted, len(leads)))]
+    try:
+        async with asyncio.timeout_at(deadline):
+            await asyncio.gather(*slots)
+    except TimeoutError:
+        errors.append(ProviderError(ToolFailure.TIMEOUT, "no hit before the deadline"))
+    finally:
+        for task in slots:
+            task.cancel()
+    if not hits and errors:
+        raise next((e for e in errors if e.failure.infra), errors[0])
+    return [hits[rank] for rank in sorted(hits)]
