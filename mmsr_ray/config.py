@@ -86,8 +86,8 @@ class ProviderConfig:
     """One service. `kind` names a class in tools/providers; the key is read from the environment."""
 
     kind: str = MISSING
-    url: str = ""  # "": the kind's own address, where it has one
-    key_env: str = ""
+    url: str = ""  # "": the kind's own address, where it has one, and its own key_env
+    key_env: str = ""  # variable that holds the key; "" beside a url: the service takes none
     model: str = ""  # chat services: the model's name; image index: folder or hub id of a vision model
     path: str = ""  # local kinds: the file or folder they search
     rate_per_second: float = 50.0  # of the whole job; 0: no limit
@@ -133,14 +133,10 @@ class S3Config:
 
 @dataclass
 class ToolsConfig:
-    image_search: ProviderConfig = field(
-        default_factory=lambda: ProviderConfig(kind="serpapi_lens", url="https://serpapi.com/search.json", key_env="SERPAPI_API_KEY")
-    )
+    image_search: ProviderConfig = field(default_factory=lambda: ProviderConfig(kind="serpapi_lens"))
     image_host: ProviderConfig = field(default_factory=lambda: ProviderConfig(kind="none"))  # where a picture without URL goes
-    text_search: ProviderConfig = field(
-        default_factory=lambda: ProviderConfig(kind="serpapi", url="https://serpapi.com/search.json", key_env="SERPAPI_API_KEY")
-    )
-    reader: ProviderConfig = field(default_factory=lambda: ProviderConfig(kind="jina", url="https://r.jina.ai/", key_env="JINA_API_KEY"))
+    text_search: ProviderConfig = field(default_factory=lambda: ProviderConfig(kind="serpapi"))
+    reader: ProviderConfig = field(default_factory=lambda: ProviderConfig(kind="jina"))
     summariser: ProviderConfig = field(default_factory=lambda: ProviderConfig(kind="extractive"))
     s3: S3Config = field(default_factory=S3Config)
     cache: CacheConfig = field(default_factory=CacheConfig)

@@ -87,7 +87,7 @@ class WebProcess:
 
 def start_web(atlas: AtlasConfig, timeout_seconds: float = 60.0) -> WebProcess:
     """Start the web on a free port of this machine. Raises AtlasError when it does not answer in time."""
-    faults = web.Faults(atlas.latency_seconds, atlas.failure_rate, atlas.rate_limit_rate, atlas.garbage_rate)
+    faults = web.Faults(atlas.latency_seconds, atlas.failure_rate, atlas.rate_limit_rate, atlas.garbage_rate, atlas.hang_rate)
     ready = Path(tempfile.mkdtemp(prefix="atlas-web-")) / "base"
     command = [sys.executable, "-m", web.__name__, "--seed", str(atlas.seed), "--ready", str(ready)]
     command += ["--pools", json.dumps(pools(atlas)), "--faults", json.dumps(asdict(faults))]

@@ -2,7 +2,8 @@
 
 `/search.json` speaks SerpAPI (engines `google_lens` and `google`), `/wiki/*` and `/journal/*` are HTML pages,
 `/reader/<url>` answers as Jina Reader does, `/v1/chat/completions` as an OpenAI-compatible summariser, `/upload` is
-an image host. On request it is slow, fails, limits or returns garbage: `Faults`, changed while it runs by PUT /faults.
+an image host. On request it is slow, fails, limits, returns garbage or never answers: `Faults`, changed while it runs by
+PUT /faults.
 
     python -m mmsr_ray.atlas.web --seed 0 --port 0 --ready FILE
 
@@ -43,6 +44,7 @@ class Faults:
     failure: float = 0.0  # 503
     limited: float = 0.0  # 429 with Retry-After
     garbage: float = 0.0  # 200 with a body that is no JSON
+    hang: float = 0.0  # never answered: the connection stays open until the client goes away
 
 
 class AtlasWeb:
@@ -81,12 +83,15 @@ class AtlasWeb:
         if self.faults.latency:
             await asyncio.sleep(self.faults.latency)
         draw = self._rng.random()
-        if draw < self.faults.failure:
-            return web.Response(status=503, text="the service is down")
-        if draw < self.faults.failure + self.faults.limited:
-            return web.Response(status=429, text="too many requests", headers={"Retry-After": "0.2"})
-        if draw < self.faults.failure + self.faults.limited + self.faults.garbage:
-            return web.Response(text="<<not json>> \x00\ufffd", content_type="application/json")
+        for share, misbehave in (
+            (self.faults.failure, _fail),
+            (self.faults.limited, _limit),
+            (self.faults.garbage, _talk_nonsense),
+            (self.faults.hang, _hang),
+        ):
+            if draw < share:
+                return await misbehave()
+            draw -= share
         return await handler(request)
 
     # ------------------------------------------------------------------------------------------------ services
@@ -197,6 +202,23 @@ class AtlasWeb:
         return f"{request.scheme}://{request.host}{path}"
 
 
+async def _fail() -> web.Response:
+    return web.Response(status=503, text="the service is down")
+
+
+async def _limit() -> web.Response:
+    return web.Response(status=429, text="too many requests", headers={"Retry-After": "0.2"})
+
+
+async def _talk_nonsense() -> web.Response:
+    return web.Response(text="<<not json>> \x00\ufffd", content_type="application/json")
+
+
+async def _hang() -> web.Response:
+    await asyncio.Event().wait()  # cancelled when the client goes away (handler_cancellation) or the server stops
+    raise AssertionError("nothing sets this event")
+
+
 _PAGE = (
     '<!doctype html><html lang="en"><head><title>{title}</title></head><body><nav>Atlas</nav><article><h1>{title}</h1>'
     '<img src="/pictures/{slug}/0.png" alt="{title}">{body}</article><footer>The Atlas web is made up.</footer></body></html>'
@@ -206,7 +228,7 @@ _PAGE = (
 async def serve(world: World, host: str, port: int, faults: Faults) -> tuple[web.AppRunner, str]:
     """Start serving; returns the runner (to clean up) and the base URL."""
     atlas = AtlasWeb(world, faults)
-    runner = web.AppRunner(atlas.application(), access_log=None)
+    runner = web.AppRunner(atlas.application(), access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
     await runner.setup()
     site = web.TCPSite(runner, host, port)
     await site.start()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -68,6 +70,32 @@ async def test_faults_are_ridden_out_by_retries(config: Config, web: WebProcess)
             assert (await tools.text_search(f"{entity.name} song", "which song?")).ok
     finally:
         await _faults(web, failure=0.0, limited=0.0)
+
+
+async def test_a_hang_lasts_until_the_client_goes_away(config: Config, web: WebProcess) -> None:
+    await _faults(web, hang=1.0)
+    patient = replace(config.tools.text_search, timeout_seconds=0.3)
+    tools = replace(config.tools, text_search=patient, attempts=2, deadline_seconds=5.0)
+    try:
+        async with LocalTools(replace(config, tools=tools)) as hung:
+            result = await hung.text_search("Anybody Atall", "?")
+            assert result.failure is ToolFailure.TIMEOUT and result.attempts == 2
+            assert 0.6 <= result.seconds < 3.0
+    finally:
+        await _faults(web, hang=0.0)
+    async with LocalTools(config) as tools_again:  # those who hung are gone, the web serves as before
+        assert (await tools_again.text_search(f"{world_of(config.atlas).entities[0].name} city", "?")).ok
+
+
+def test_the_share_of_hangs_comes_from_the_config() -> None:
+    atlas = replace(load(ATLAS_YAML).atlas, hang_rate=0.25, known=2, unknown_demonstrated=2, unknown_train=2, unknown_test=2)
+    started = start_web(atlas)
+    try:
+        request = urllib.request.Request(f"{started.base}/faults", b"{}", {"Content-Type": "application/json"}, method="PUT")
+        with urllib.request.urlopen(request, timeout=10) as response:
+            assert json.load(response)["hang"] == 0.25
+    finally:
+        started.stop()
 
 
 async def test_garbage_is_a_typed_failure(config: Config, web: WebProcess) -> None:

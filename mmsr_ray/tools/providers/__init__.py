@@ -1,4 +1,9 @@
-"""Providers by the `kind` of their config section."""
+"""Providers by the `kind` of their config section.
+
+Promise: whoever asks for a section through `services` sees the address and the key's variable that will be used. A
+section without a url gets the kind's own address, and with it the kind's own key variable; a section with a url of its
+own keeps its `key_env`, so "" there means a service without keys.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +29,21 @@ KINDS: dict[str, dict[str, type[Provider]]] = {
 
 
 def services(config: ToolsConfig) -> dict[str, ProviderConfig]:
-    """The five provider sections by name."""
-    return {
+    """The five provider sections by name, the defaults of their kinds filled in. An unknown kind is left to `kind_of`."""
+    given = {
         "image_search": config.image_search,
         "image_host": config.image_host,
         "text_search": config.text_search,
         "reader": config.reader,
         "summariser": config.summariser,
     }
+    return {name: _with_defaults(KINDS[name].get(section.kind), section) for name, section in given.items()}
+
+
+def _with_defaults(kind: type[Provider] | None, section: ProviderConfig) -> ProviderConfig:
+    if section.url or kind is None or not kind.default_url:
+        return section
+    return replace(section, url=kind.default_url, key_env=section.key_env or kind.default_key_env)
 
 
 THUMBNAILS = "thumbnails"

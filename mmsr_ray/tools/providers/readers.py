@@ -24,6 +24,8 @@ _KEY_TROUBLE = (401, 402, 403)  # of the reader itself, not of the page
 class JinaReader(Provider):
     """GET <url><page URL>, JSON {"data": {"title", "content"}}. A key only raises the rate limit."""
 
+    default_url = "https://r.jina.ai/"
+    default_key_env = "JINA_API_KEY"
     key_required = False
 
     async def read(self, url: str) -> Page:

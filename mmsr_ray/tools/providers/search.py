@@ -14,6 +14,9 @@ from mmsr_ray.types import ToolFailure
 
 
 class _SerpApi(Provider):
+    default_url = "https://serpapi.com/search.json"
+    default_key_env = "SERPAPI_API_KEY"
+
     async def _get(self, params: dict[str, str]) -> dict[str, Any]:
         if self._key:
             params = params | {"api_key": self._key}
@@ -47,6 +50,9 @@ class SerpApiGoogle(_SerpApi):
 
 
 class _Serper(Provider):
+    default_url = "https://google.serper.dev"
+    default_key_env = "SERPER_API_KEY"
+
     async def _post(self, path: str, payload: dict[str, Any]) -> dict[str, Any]:
         headers = {"X-API-KEY": self._key} if self._key else {}
         return await self.http.json(
