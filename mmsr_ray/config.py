@@ -304,12 +304,18 @@ def load(path: str | Path | None = None, overrides: list[str] | None = None) -> 
         for item in overrides or []:
             if "=" not in item:
                 raise ConfigError(f"override {item!r} is not of the form key=value")
-        merged = OmegaConf.merge(merged, OmegaConf.from_dotlist(overrides or []))
+        merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([_with_value(item) for item in overrides or []]))
         config = cast(Config, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
         raise ConfigError(_explain(error)) from error
     validate(config)
     return config
+
+
+def _with_value(override: str) -> str:
+    """A shell takes the quotes of key='' away; OmegaConf would read what is left as null."""
+    key, _, value = override.partition("=")
+    return f"{key}={value or repr('')}"
 
 
 def to_dict(config: Config) -> dict[str, Any]:

@@ -45,3 +45,8 @@ def test_a_missing_default_key_is_named(monkeypatch: pytest.MonkeyPatch) -> None
 def test_an_unknown_kind_lists_the_known_ones() -> None:
     with pytest.raises(ToolsError, match=r"kind='bing' is unknown: choose serpapi or serper or"):
         limited_services(config("tools.text_search.kind=bing").tools)
+
+
+def test_an_empty_value_on_the_command_line_is_the_empty_string() -> None:
+    section = config("tools.reader.url=http://127.0.0.1:1/", "tools.reader.key_env=").tools.reader  # what a shell leaves of key_env=''
+    assert section.key_env == ""

@@ -124,7 +124,7 @@ def read_key(service: str, config: ProviderConfig, required: bool) -> str:
     if required and config.key_env and not key:
         raise ToolsError(
             f"tools.{service} ({config.kind}) needs a key: set the environment variable {config.key_env}, "
-            f"or set tools.{service}.key_env='' if {config.url} takes none"
+            f"or name a service without keys in tools.{service}.url and leave key_env empty"
         )
     return key
 
