@@ -14,6 +14,10 @@ from typing import Any, cast
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mmsr_ray.learner.objective import LossConfig, complaint
+
+from mmsr_ray.tools.addresses import Reach
+
 
 class ConfigError(ValueError):
     """An unknown or impossible setting; the message says which and what to do."""
@@ -151,7 +155,7 @@ class ToolsConfig:
     thumbnail_bytes: int = 2_000_000
     thumbnail_pixels: int = 262_144  # a larger thumbnail is scaled down to this
     private_hosts: list[str] = field(default_factory=list)  # names, addresses or networks (10.0.0.0/8) that pages and thumbnails may lie on
-    proxies_from_env: bool = False  # HTTP_PROXY, HTTPS_PROXY and NO_PROXY for pages and thumbnails
+    proxies_from_env: bool = False  # HTTP_PROXY, HTTPS_PROXY and NO_PROXY for services, pages and thumbnails
 
 
 @dataclass
@@ -161,6 +165,7 @@ class RolloutConfig:
     gpus_per_runner: float = 0.0
     max_inflight_groups: int = 64  # per runner
     temperature: float = 1.0
+    seeded: bool = True
     infra_retries: int = 2  # of a whole trajectory, on the runner
     infra_alarm_rate: float = 0.2
     min_survivors: int = 2
@@ -198,25 +203,13 @@ class LearnerConfig:
 
 
 @dataclass
-class LossConfig:
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    kl_coef: float = 0.001
-    kl_kind: str = "k3"
-    entropy_coef: float = 0.0
-    tis_cap: float = 2.0  # truncated importance sampling against the engine's log-probs; 0 turns it off
-    aggregate: str = "token"  # token | sequence
-    denormalise: bool = False  # advantage without division by the group's std
-
-
-@dataclass
 class GRPOSettings:
     steps: int = 50
     groups_per_step: int = 512
     group_size: int = 8
     minibatches: int = 4  # optimiser steps per rollout batch
     staleness: int = 0
-    filter_groups: bool = False  # drop groups whose raw correctness is constant
+    filter_groups: bool | None = None  # drop groups whose raw correctness is constant; null: as loss.preset says (dapo: yes)
     filter_limit: int = 4  # at most this many times groups_per_step are dropped so in one step
     loss_limit: int = 5  # a prompt whose group is lost more often (dead runners, too few survivors) is given up
     lr: float = 2e-6
@@ -369,6 +362,11 @@ def validate(c: Config) -> None:
     _require(c.tools.actors >= 1, "tools.actors must be at least 1")
     _require(c.tools.attempts >= 1, "tools.attempts must be at least 1: it counts the first request too")
     _require(c.tools.deadline_seconds > 0, "tools.deadline_seconds must be positive")
+    _require(c.tools.thumbnail_pixels >= 1024, "tools.thumbnail_pixels must be at least 1024: a picture of 32x32")
+    try:
+        Reach.parse(c.tools.private_hosts)
+    except ValueError as error:
+        raise ConfigError(f"tools.private_hosts: {error}") from None
     for name in ("image_search", "image_host", "text_search", "reader", "summariser"):
         p: ProviderConfig = getattr(c.tools, name)
         _require(p.rate_per_second >= 0, f"tools.{name}.rate_per_second must be 0 (no limit) or more")
@@ -389,6 +387,8 @@ def validate(c: Config) -> None:
         c.grpo.lr_schedule in ("sigmoid", "constant", "cosine"),
         f"grpo.lr_schedule={c.grpo.lr_schedule!r}: choose sigmoid, constant or cosine",
     )
+    said = complaint(c.grpo.loss)
+    _require(not said, said)
     _require(0 < c.rollout.temperature <= 2, f"rollout.temperature={c.rollout.temperature}: choose a value above 0 and at most 2")
     _require(c.rollout.min_survivors >= 2, "rollout.min_survivors must be at least 2")
     _require(

@@ -17,12 +17,15 @@ from mmsr_ray.tools.providers import THUMBNAILS
 from mmsr_ray.tools.providers.base import Lead, Photo
 from mmsr_ray.types import ImageHit, Picture
 
-_INLINE_BYTES = 100_000  # a bigger thumbnail is decoded on a thread
+_INLINE_BYTES, _INLINE_PIXELS = 100_000, 100_000  # a bigger thumbnail is decoded on a thread
+_DECODERS = 4  # threads at most: one large picture may need 150 MB
+_PICTURES = ("image/", "application/octet-stream", "binary/octet-stream")  # content types; the bytes are checked by decoding
 
 
 class ImageTool:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
+        self._decoders = asyncio.Semaphore(_DECODERS)
 
     async def search(self, sha: str, data: bytes, url: str | None, trace: Trace) -> list[ImageHit]:
         """Raises ProviderError when there is no hit. `sha` is the hex sha256 of `data`, `url` the sample's own address of it."""
@@ -53,15 +56,21 @@ class ImageTool:
                 data = foreign.data_url(lead.thumbnail, self._parts.config.thumbnail_bytes)
             else:
                 data = await self._parts.guards[THUMBNAILS].call(trace, lambda: self._thumbnail(lead.thumbnail))
-            if len(data) < _INLINE_BYTES:
-                foreign.check_picture(data)
-            else:
-                await asyncio.to_thread(foreign.check_picture, data)
-            return data
+            return await self._bounded(data)
 
-        data = await self._parts.cache.get("thumbnail", key_of(lead.thumbnail), produce, trace.deadline)
+        data = await self._parts.cache.get(
+            "thumbnail", key_of(lead.thumbnail, str(self._parts.config.thumbnail_pixels)), produce, trace.deadline
+        )
         return ImageHit(lead.title, Picture(data, hashlib.sha256(data).hexdigest()), lead.url)
+
+    async def _bounded(self, data: bytes) -> bytes:
+        """The thumbnail, harmless and within the pixel budget."""
+        budget = self._parts.config.thumbnail_pixels
+        if len(data) < _INLINE_BYTES and foreign.declared_pixels(data) <= _INLINE_PIXELS:
+            return foreign.thumbnail(data, budget)
+        async with self._decoders:
+            return await asyncio.to_thread(foreign.thumbnail, data, budget)
 
     async def _thumbnail(self, url: str) -> bytes:
         timeout, limit = self._parts.config.image_search.timeout_seconds, self._parts.config.thumbnail_bytes
-        return (await self._parts.http.request("GET", url, timeout=timeout, limit=limit, redirects=True)).body
+        return (await self._parts.http.fetch(url, timeout=timeout, limit=limit, types=_PICTURES)).body

@@ -19,7 +19,7 @@ from mmsr_ray.config import ProviderConfig, ToolsConfig
 from mmsr_ray.tools.cache import FlightCache, open_store
 from mmsr_ray.tools.errors import ProviderError, Redactor, ToolsError
 from mmsr_ray.tools.guard import Guard, Trace
-from mmsr_ray.tools.http import Http, public, reachable
+from mmsr_ray.tools.http import open_http, public, reachable
 from mmsr_ray.tools.image_tool import ImageTool
 from mmsr_ray.tools.limits import Breaker
 from mmsr_ray.tools.parts import Parts
@@ -37,7 +37,7 @@ class SearchTools:
 
     def __init__(self, config: ToolsConfig, topk: int, quota: Quota, keys: Keys, *, share: int = 1) -> None:
         self._config = config
-        self._http = Http(Redactor(keys.secrets()))
+        self._http = open_http(config, Redactor(keys.secrets()))
         self._providers = build(config, self._http, keys)
         self._cache = FlightCache(open_store(config.cache))
         self._guards = {name: self._guard(name, section, quota, share) for name, section in limited_services(config).items()}
@@ -61,7 +61,7 @@ class SearchTools:
 
     async def image_search(self, picture_bytes: bytes, url: str | None, question: str) -> ToolResult:
         """Web pages whose main picture looks like this one, in order of relevance."""
-        return await self.picture_search(hashlib.sha256(picture_bytes).hexdigest(), picture_bytes, url)
+        return await self.picture_search(hashlib.sha256(picture_bytes or (url or "").encode()).hexdigest(), picture_bytes, url)
 
     async def picture_search(self, sha: str, data: bytes, url: str | None) -> ToolResult:
         """Image search where the content hash is known."""

@@ -140,6 +140,7 @@ def configure(root: str, **tools: object) -> Config:
     t = config.tools
     t.image_search, t.text_search = service("serpapi_lens", "/search.json"), service("serpapi", "/search.json")
     t.image_host, t.reader, t.summariser = service("upload", "/upload"), service("jina", "/reader/"), service("chat", "/v1")
+    t.private_hosts = ["127.0.0.1"]
     t.deadline_seconds, t.breaker_cooldown_seconds = 10.0, 0.3
     for name, value in tools.items():
         setattr(t, name, value)

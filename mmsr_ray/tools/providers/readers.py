@@ -29,6 +29,8 @@ class JinaReader(Provider):
     key_required = False
 
     async def read(self, url: str) -> Page:
+        if why := self.http.refusal(url):
+            raise ProviderError(ToolFailure.NO_RESULTS, f"{public(url)}: {why}")
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         target = URL(self.config.url + str(URL(url)), encoded=True)
         try:
@@ -51,7 +53,7 @@ class TrafilaturaReader(Provider):
 
     async def read(self, url: str) -> Page:
         try:
-            reply = await self.http.request("GET", url, timeout=self.config.timeout_seconds, limit=PAGE_BYTES, redirects=True)
+            reply = await self.http.fetch(url, timeout=self.config.timeout_seconds, limit=PAGE_BYTES)
         except ProviderError as error:
             # a web page that fails is that page's trouble, whatever the status; only "no answer at all" may be ours
             if error.status or error.failure in (ToolFailure.REJECTED, ToolFailure.BAD_RESPONSE):
