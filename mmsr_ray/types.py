@@ -98,6 +98,7 @@ class ToolFailure(StrEnum):
     UNAVAILABLE = "unavailable"  # connection refused, 5xx, breaker open, actor died
     BAD_RESPONSE = "bad_response"  # garbage JSON, wrong shape
     REJECTED = "rejected"  # 4xx: bad key, bad request
+    BUDGET = "budget"  # the money that tools.budget_usd allows is spent: nothing was asked
     NO_RESULTS = "no_results"  # the provider answered: nothing found. The policy's affair, not infrastructure
 
     @property
@@ -140,6 +141,7 @@ class ToolResult:
     cached: bool = False
     attempts: int = 1
     cost_usd: float = 0.0
+    partial: bool = False  # fewer hits than wanted, though there was more to try: time or luck ran out
 
     @property
     def ok(self) -> bool:
@@ -242,6 +244,11 @@ class Trajectory:
         """Executed calls of a tool."""
         return sum(1 for t in self.turns if t.tool is not None and t.tool.kind is kind)
 
+    @property
+    def out_of_money(self) -> bool:
+        """A search was refused because the budget is spent; another attempt would be refused too."""
+        return any(t.tool is not None and t.tool.failure is ToolFailure.BUDGET for t in self.turns)
+
 
 @dataclass(frozen=True, slots=True)
 class TrajectorySummary:
@@ -268,6 +275,7 @@ class TrajectorySummary:
     cost_usd: float
     need: Need | None = None
     source: str = ""
+    out_of_money: bool = False  # ended by ToolFailure.BUDGET
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,4 +32,5 @@ def summarise(trajectory: Trajectory, sample: Sample) -> TrajectorySummary:
         cost_usd=sum(result.cost_usd for result in results),
         need=sample.need,
         source=sample.source,
+        out_of_money=trajectory.out_of_money,
     )
