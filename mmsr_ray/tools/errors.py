@@ -5,6 +5,7 @@ Promise: the text of these errors never holds a secret (`Redactor`), because it 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from urllib.parse import quote, quote_plus
 
@@ -32,8 +33,19 @@ class ProviderError(Exception):
         self.retry = failure in _TRANSIENT if retry is None else retry
 
 
+class AccountError(ProviderError):
+    """The account is refused: a wrong key, or nothing left to pay with. No other request with it will fare better."""
+
+    def __init__(self, detail: str, *, status: int = 0) -> None:
+        super().__init__(ToolFailure.REJECTED, detail, retry=False, status=status)
+
+
+# What makes a signed URL a key to its object; "=" and "&" may be percent-encoded inside another URL.
+_SIGNED = re.compile(r"(X-Amz-(?:Signature|Credential|Security-Token))(=|%3D)[\w%/+.~-]+", re.IGNORECASE)
+
+
 class Redactor:
-    """Replaces known secrets, plain or percent-encoded, by `***`."""
+    """Replaces known secrets, plain or percent-encoded, and the signatures of signed URLs by `***`."""
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
         forms = {form for secret in secrets if secret for form in (secret, quote(secret), quote(secret, safe=""), quote_plus(secret))}
@@ -42,4 +54,4 @@ class Redactor:
     def __call__(self, text: str) -> str:
         for form in self._forms:
             text = text.replace(form, "***")
-        return text
+        return _SIGNED.sub(r"\1\2***", text)

@@ -112,7 +112,7 @@ def declared_pixels(data: bytes) -> int:
         return 0
 
 
-def thumbnail(data: bytes, pixels: int) -> bytes:
+def thumbnail(data: bytes, pixels: int, declared: int = DECLARED_PIXELS) -> bytes:
     """A still RGB or grey PNG or JPEG of at most `pixels` pixels: the first frame, upright, over white, without metadata.
 
     A picture that is all of that already passes as it came, so that its hash stays. It is decoded completely in any case.
@@ -121,7 +121,7 @@ def thumbnail(data: bytes, pixels: int) -> bytes:
     """
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            _check_header(image, data)
+            _check_header(image, data, declared)
             if _fine(image, pixels):
                 image.load()
                 return data
@@ -132,11 +132,11 @@ def thumbnail(data: bytes, pixels: int) -> bytes:
         raise ProviderError(ToolFailure.NO_RESULTS, f"thumbnail does not decode ({type(error).__name__})") from None
 
 
-def _check_header(image: Image.Image, data: bytes) -> None:
+def _check_header(image: Image.Image, data: bytes, declared: int) -> None:
     width, height = image.size
     shape = f"thumbnail of {width}x{height} pixels"
-    if width * height > DECLARED_PIXELS:
-        raise ProviderError(ToolFailure.NO_RESULTS, f"{shape}: at most {DECLARED_PIXELS} are decoded")
+    if width * height > declared:
+        raise ProviderError(ToolFailure.NO_RESULTS, f"{shape}: at most {declared} are decoded")
     if min(width, height) < _LEAST_SIDE:
         raise ProviderError(ToolFailure.NO_RESULTS, f"{shape}: a tracking pixel or a rule")
     if max(width, height) > _MOST_ASPECT * min(width, height):

@@ -7,25 +7,36 @@ own keeps its `key_env`, so "" there means a service without keys.
 
 from __future__ import annotations
 
+import math
+import os
+from collections.abc import Collection
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import cast
 
-from mmsr_ray.config import ProviderConfig, ToolsConfig
+from mmsr_ray.config import CacheConfig, ProviderConfig, ToolsConfig
 from mmsr_ray.tools.errors import ToolsError
 from mmsr_ray.tools.http import Http
 from mmsr_ray.tools.providers.base import ImageHost, ImageSearchProvider, Keys, Provider, Reader, Summariser, TextSearchProvider, read_key
+from mmsr_ray.tools.providers.corpus import Bm25, CorpusReader
+from mmsr_ray.tools.providers.fvqa_cache import FvqaCache
 from mmsr_ray.tools.providers.hosts import NoHost, UploadHost
+from mmsr_ray.tools.providers.image_index import ImageIndex
 from mmsr_ray.tools.providers.readers import JinaReader, TrafilaturaReader
+from mmsr_ray.tools.providers.s3 import S3Host, read_s3_keys
 from mmsr_ray.tools.providers.search import SearxNg, SerpApiGoogle, SerpApiLens, SerperGoogle, SerperLens
 from mmsr_ray.tools.providers.summarisers import ChatSummariser, ExtractiveSummariser
 
 KINDS: dict[str, dict[str, type[Provider]]] = {
-    "image_search": {"serpapi_lens": SerpApiLens, "serper_lens": SerperLens},
-    "image_host": {"upload": UploadHost, "none": NoHost},
-    "text_search": {"serpapi": SerpApiGoogle, "serper": SerperGoogle, "searxng": SearxNg},
-    "reader": {"jina": JinaReader, "trafilatura": TrafilaturaReader},
+    "image_search": {"serpapi_lens": SerpApiLens, "serper_lens": SerperLens, "fvqa_cache": FvqaCache, "image_index": ImageIndex},
+    "image_host": {"upload": UploadHost, "s3": S3Host, "none": NoHost},
+    "text_search": {"serpapi": SerpApiGoogle, "serper": SerperGoogle, "searxng": SearxNg, "bm25": Bm25},
+    "reader": {"jina": JinaReader, "trafilatura": TrafilaturaReader, "corpus": CorpusReader},
     "summariser": {"chat": ChatSummariser, "extractive": ExtractiveSummariser},
 }
+
+
+SERVICES = tuple(KINDS)
 
 
 def services(config: ToolsConfig) -> dict[str, ProviderConfig]:
@@ -47,30 +58,51 @@ def _with_defaults(kind: type[Provider] | None, section: ProviderConfig) -> Prov
 
 
 THUMBNAILS = "thumbnails"
+CACHE = "cache"  # the redis's password among the keys
 
 
 def limited_services(config: ToolsConfig) -> dict[str, ProviderConfig]:
     """What gets a guard and a bucket: the five, unlimited where nothing leaves this process, and the thumbnails' hosts."""
     limited = {
-        name: section if kind_of(name, section).remote else replace(section, rate_per_second=0.0)
+        name: section if kind_of(name, section).remote else replace(section, rate_per_second=0.0, timeout_seconds=math.inf)
         for name, section in services(config).items()
     }
-    return limited | {THUMBNAILS: ProviderConfig(kind=THUMBNAILS, rate_per_second=0.0)}  # many hosts, none of them ours to limit
+    timeout = config.image_search.timeout_seconds
+    return limited | {THUMBNAILS: ProviderConfig(kind=THUMBNAILS, rate_per_second=0.0, timeout_seconds=timeout)}  # none of them ours to limit
 
 
 def kind_of(service: str, config: ProviderConfig) -> type[Provider]:
-    """The class that `kind` names. Raises ToolsError for an unknown kind or a missing URL."""
+    """The class that `kind` names. Raises ToolsError for an unknown kind, a missing URL or a path where nothing lies."""
     known = KINDS[service]
     if config.kind not in known:
         raise ToolsError(f"tools.{service}.kind={config.kind!r} is unknown: choose {' or '.join(known)}")
     if known[config.kind].needs_url and not config.url.startswith(("http://", "https://")):
         raise ToolsError(f"tools.{service}.url={config.url!r} is no http(s) URL: set it to the address of the {config.kind} service")
+    if known[config.kind].needs_path and not (config.path and Path(config.path).exists()):
+        raise ToolsError(f"tools.{service}.path={config.path!r}: nothing lies there; name what kind={config.kind} searches")
     return known[config.kind]
 
 
-def read_keys(config: ToolsConfig) -> Keys:
-    """All keys from this process's environment. Raises ToolsError, one sentence, for the first that is missing."""
-    return Keys({name: read_key(name, section, kind_of(name, section).key_required) for name, section in services(config).items()})
+def read_keys(config: ToolsConfig, names: Collection[str] = SERVICES) -> Keys:
+    """The keys of the services `names` from this process's environment.
+
+    Raises ToolsError, one sentence, for the first that is missing; also for an unknown kind of any service.
+    """
+    kinds = {name: kind_of(name, section) for name, section in services(config).items()}
+    keys = {name: read_key(name, section, kinds[name].key_required) for name, section in services(config).items() if name in names}
+    if config.cache.redis:
+        keys[CACHE] = _redis_password(config.cache)
+    return Keys(keys | (read_s3_keys(config.s3) if config.image_host.kind == "s3" and "image_host" in names else {}))
+
+
+def _redis_password(config: CacheConfig) -> str:
+    password = os.environ.get(config.redis_password_env, "") if config.redis_password_env else ""
+    if config.redis_password_env and not password:
+        raise ToolsError(
+            f"tools.cache.redis needs a password: set the environment variable {config.redis_password_env}, "
+            "or set tools.cache.redis_password_env='' if the redis takes none"
+        )
+    return password
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +116,12 @@ class Providers:
 
 def build(config: ToolsConfig, http: Http, keys: Keys) -> Providers:
     """Raises ToolsError as `kind_of` does."""
-    made = {name: kind_of(name, section)(section, http, keys.get(name)) for name, section in services(config).items()}
+
+    def make(name: str, section: ProviderConfig) -> Provider:
+        kind = kind_of(name, section)
+        return S3Host(section, http, config.s3, keys) if kind is S3Host else kind(section, http, keys.get(name))
+
+    made = {name: make(name, section) for name, section in services(config).items()}
     return Providers(
         cast(ImageSearchProvider, made["image_search"]),
         cast(ImageHost, made["image_host"]),

@@ -11,9 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
+from yarl import URL
+
 from mmsr_ray.config import ProviderConfig
 from mmsr_ray.tools.errors import ProviderError, ToolsError
-from mmsr_ray.tools.http import Http
+from mmsr_ray.tools.http import Http, public, reachable
 from mmsr_ray.types import ToolFailure
 
 
@@ -62,13 +64,36 @@ class Provider:
     default_url: ClassVar[str] = ""  # used where config names none
     default_key_env: ClassVar[str] = ""
     needs_url: ClassVar[bool] = True  # one service at `url`, which can be down
+    needs_path: ClassVar[bool] = False  # searches a file or folder at `path`
     wants_photo_url: ClassVar[bool] = False  # image search: the service fetches the picture itself
     remote: ClassVar[bool] = True  # sends requests out of this process
+    many_hosts: ClassVar[bool] = False  # asks another server each time: one that is dead says nothing about the next
     key_required: ClassVar[bool] = True  # where config names a key_env; False: the key only raises the limits
 
     def __init__(self, config: ProviderConfig, http: Http, key: str) -> None:
         self.config, self.http, self._key = config, http, key
         self.identity = f"{config.kind}|{config.url}|{config.model}"
+
+    async def probe(self, timeout: float) -> str:
+        """What is wrong with the service or with its key, and the remedy; "" when nothing is. Costs nothing, ends by `timeout`."""
+        why = await reachable(self.http, self.config.url, timeout) if self.needs_url else ""
+        return self._silent(why) if why else ""
+
+    async def _probe_key(
+        self, url: str | URL, timeout: float, *, params: dict[str, str] | None = None, headers: dict[str, str] | None = None
+    ) -> tuple[str, dict[str, Any]]:
+        """`probe` by a free request that the service answers to a right key only; with its answer, {} where it has none."""
+        try:
+            answer = await self.http.json("GET", url, timeout=timeout, params=params, headers=headers)
+        except ProviderError as error:
+            if error.status in (401, 403):
+                return f"{public(self.config.url)} refuses the key (HTTP {error.status}): correct the variable {self.config.key_env}", {}
+            silent = not error.status and error.failure in (ToolFailure.TIMEOUT, ToolFailure.UNAVAILABLE)
+            return (self._silent(error.detail) if silent else ""), {}
+        return "", answer
+
+    def _silent(self, why: str) -> str:
+        return f"nothing answers at {public(self.config.url)} ({why}): start the {self.config.kind} service or correct its url"
 
 
 class ImageSearchProvider(Protocol):
@@ -98,6 +123,11 @@ class Summariser(Protocol):
 
 class ImageHost(Protocol):
     identity: str
+
+    @property
+    def lasts(self) -> float | None:
+        """Seconds for which an uploaded picture's address works; None: for good."""
+        ...
 
     async def upload(self, data: bytes) -> str: ...
 
