@@ -17,6 +17,8 @@ from omegaconf.errors import OmegaConfBaseException
 from mmsr_ray.learner.objective import LossConfig, complaint
 
 from mmsr_ray.tools.addresses import Reach
+from mmsr_ray.tools.cache_settings import CacheConfig
+from mmsr_ray.tools.cache_settings import complaint as cache_complaint
 
 
 class ConfigError(ValueError):
@@ -102,19 +104,6 @@ class ProviderConfig:
 
 
 @dataclass
-class CacheConfig:
-    """Where answers that were paid for are kept: a redis for many nodes, a file for one, else memory."""
-
-    dir: str = ""  # folder of the file; "": none
-    redis: str = ""  # redis://host:port/db; "": none. A password goes into the variable that redis_password_env names
-    redis_password_env: str = ""
-    memory_bytes: int = 256 << 20  # per actor, in front of the file or the redis
-    max_bytes: int = 20 << 30  # of the file; what was not used for longest leaves first
-    days: float = 30.0  # an answer is asked for anew after this time; 0: never
-    negative_seconds: float = 300.0  # how long "gone" and "nothing found" are believed
-
-
-@dataclass
 class TapeConfig:
     """Recorded traffic. With the same tape a run needs no web and pays nothing."""
 
@@ -165,7 +154,7 @@ class RolloutConfig:
     gpus_per_runner: float = 0.0
     max_inflight_groups: int = 64  # per runner
     temperature: float = 1.0
-    seeded: bool = True
+    seeded: bool = True  # rollouts follow from run.seed alone; costs nothing that could be measured (CPU: below 1 %)
     infra_retries: int = 2  # of a whole trajectory, on the runner
     infra_alarm_rate: float = 0.2
     min_survivors: int = 2
@@ -183,6 +172,15 @@ class RolloutConfig:
 
 
 @dataclass
+class LoRAConfig:
+    """Low-rank adapters on the language model (arXiv 2106.09685). Everything else is frozen."""
+
+    rank: int = 0  # 0: no adapters, all weights learn
+    alpha: int = 32
+    targets: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"])
+
+
+@dataclass
 class LearnerConfig:
     world_size: int = 2
     cpus_per_rank: float = 1.0
@@ -193,6 +191,10 @@ class LearnerConfig:
     micro_batch_tokens: int = 8_192  # padded tokens of one micro-batch of one rank
     packing: str = "auto"  # auto | never | always
     gradient_checkpointing: bool = False
+    freeze_vision: bool = False  # the vision tower keeps its weights
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
+    offload: str = "none"  # none | optimizer | all: what ZeRO keeps in host memory ("all" adds the weights; stage 3 only)
+    reference: str = "device"  # device | host: where the frozen model of the KL term rests; adapters need none
     threads: int = 1
     weight_decay: float = 0.01
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
@@ -362,6 +364,13 @@ def validate(c: Config) -> None:
     _require(c.tools.actors >= 1, "tools.actors must be at least 1")
     _require(c.tools.attempts >= 1, "tools.attempts must be at least 1: it counts the first request too")
     _require(c.tools.deadline_seconds > 0, "tools.deadline_seconds must be positive")
+    said = cache_complaint(c.tools.cache)
+    _require(not said, said)
+    _require(
+        c.tools.tape.mode in ("off", "record", "replay", "replay_then_live"),
+        f"tools.tape.mode={c.tools.tape.mode!r}: choose off, record, replay or replay_then_live",
+    )
+    _require(c.tools.tape.mode == "off" or bool(c.tools.tape.dir), f"tools.tape.mode={c.tools.tape.mode} needs tools.tape.dir, a folder")
     _require(c.tools.thumbnail_pixels >= 1024, "tools.thumbnail_pixels must be at least 1024: a picture of 32x32")
     try:
         Reach.parse(c.tools.private_hosts)
@@ -375,6 +384,13 @@ def validate(c: Config) -> None:
     _require(c.model.dtype in ("bfloat16", "float32", "float16"), f"model.dtype={c.model.dtype!r}: choose bfloat16, float32 or float16")
     _require(c.model.min_pixels <= c.model.max_pixels, "model.min_pixels exceeds model.max_pixels")
     _require(c.learner.zero_stage in (0, 1, 2, 3), f"learner.zero_stage={c.learner.zero_stage}: choose 0, 1, 2 or 3")
+    _require(c.learner.lora.rank >= 0, "learner.lora.rank must be 0 (no adapters) or more")
+    _require(c.learner.reference in ("device", "host"), f"learner.reference={c.learner.reference!r}: choose device or host")
+    _require(c.learner.offload in ("none", "optimizer", "all"), f"learner.offload={c.learner.offload!r}: choose none, optimizer or all")
+    _require(
+        c.learner.offload == "none" or c.learner.zero_stage == 3 or (c.learner.offload == "optimizer" and c.learner.zero_stage > 0),
+        f"learner.offload={c.learner.offload} needs learner.zero_stage 3, or 1 and more for the optimizer alone",
+    )
     _require(c.learner.world_size >= 1, "learner.world_size must be at least 1")
     _require(c.learner.packing in ("auto", "never", "always"), f"learner.packing={c.learner.packing!r}: choose auto, never or always")
     _require(c.rollout.num_runners >= 1, "rollout.num_runners must be at least 1")

@@ -1,26 +1,31 @@
-"""What was paid for once is not asked for twice: a byte store by (layer, key), and single-flight over it.
+"""What was paid for once is not asked for twice: a store by (layer, key), and single-flight over it.
 
-Promise: `FlightCache.get` runs at most one producer per key at a time and stores only what a producer returned, never
-a failure. Losing the store (corrupt file, full disk) costs requests, never a result.
+Promise: `FlightCache.get` runs at most one producer per key at a time. It stores what a producer returned, and for a
+short while that there is nothing to be had (NO_RESULTS); a failure of the infrastructure is never stored. Losing the
+store costs requests, never a result.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import logging
-import sqlite3
 import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Awaitable, Callable
-from pathlib import Path
-from typing import Protocol
+from typing import Self
 
 from mmsr_ray.config import CacheConfig
 from mmsr_ray.tools.errors import ProviderError
+from mmsr_ray.tools.limits import Clock
+from mmsr_ray.tools.stores import QuickStore, open_store
+from mmsr_ray.tools.stores.base import Entry
 from mmsr_ray.types import ToolFailure
 
-logger = logging.getLogger(__name__)
+_DAY = 86_400.0
+_FOREVER = float("inf")
+_TICK = 0.001  # timers may fire a little early
+
+Producer = Callable[[], Awaitable[bytes]]
 
 
 def key_of(*parts: str) -> str:
@@ -33,139 +38,132 @@ def key_of(*parts: str) -> str:
     return digest.hexdigest()
 
 
-class Store(Protocol):
-    def get(self, layer: str, key: str) -> bytes | None: ...
-
-    def put(self, layer: str, key: str, value: bytes) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class MemoryStore:
-    """Least recently used entries leave first; holds at most `limit` bytes of values."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit, self._size = limit, 0
-        self._values: OrderedDict[tuple[str, str], bytes] = OrderedDict()
-
-    def get(self, layer: str, key: str) -> bytes | None:
-        value = self._values.get((layer, key))
-        if value is not None:
-            self._values.move_to_end((layer, key))
-        return value
-
-    def put(self, layer: str, key: str, value: bytes) -> None:
-        self._size += len(value) - len(self._values.pop((layer, key), b""))
-        self._values[layer, key] = value
-        while self._size > self._limit:
-            self._size -= len(self._values.popitem(last=False)[1])
-
-    def close(self) -> None:
-        self._values.clear()
-        self._size = 0
-
-
-class SqliteStore:
-    """One SQLite file in WAL mode, shared by the processes of one machine (WAL does not work on network file systems).
-
-    Survives a kill at any point. A file that is not a database is moved aside. A read or write that fails is logged
-    and counts as a miss.
-    """
-
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self._db = _open(path)
-        except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError):
-                raise  # locked or not writable: moving it aside would not help
-            aside = path.with_suffix(f".corrupt-{int(time.time())}")
-            logger.warning("cache %s is not a database (%s): moved to %s", path, error, aside.name)
-            path.rename(aside)
-            self._db = _open(path)
-
-    def get(self, layer: str, key: str) -> bytes | None:
-        try:
-            row = self._db.execute("select value from entries where layer = ? and key = ?", (layer, key)).fetchone()
-        except sqlite3.Error as error:
-            logger.warning("cache read failed, counted as a miss: %s", error)
-            return None
-        return row[0] if row else None
-
-    def put(self, layer: str, key: str, value: bytes) -> None:
-        try:
-            self._db.execute("insert or replace into entries values (?, ?, ?, ?)", (layer, key, value, time.time()))
-        except sqlite3.Error as error:
-            logger.warning("cache write failed, the result is used but not kept: %s", error)
-
-    def close(self) -> None:
-        self._db.close()
-
-
-def _open(path: Path) -> sqlite3.Connection:
-    db = sqlite3.connect(path, isolation_level=None, timeout=5.0, check_same_thread=False)
-    db.execute("pragma journal_mode = wal")
-    db.execute("pragma synchronous = normal")  # a power cut may lose the last entries, a killed process none
-    db.execute(
-        "create table if not exists entries (layer text, key text, value blob not null, written real not null, primary key (layer, key))"
-    )
-    return db
-
-
-def open_store(config: CacheConfig) -> Store:
-    """The file `tools.sqlite` in `config.dir`, or memory when that is empty."""
-    return SqliteStore(Path(config.dir) / "tools.sqlite") if config.dir else MemoryStore(config.memory_bytes)
+class _Over(Exception):
+    """A flight's own deadline passed."""
 
 
 class FlightCache:
     """Cache -> single-flight -> producer. Use from one event loop.
 
     A producer runs as a task of its own until `deadline` (event-loop time): callers that give up neither cancel it nor
-    spoil it for those that wait. `counts` has hits, joined and misses by layer.
+    spoil it for those that wait. `counts` has hits, negative_hits, joined and misses by layer, and the store's troubles.
+    Keys are kept apart by `namespace`.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(
+        self,
+        store: QuickStore,
+        counts: Counter[str] | None = None,
+        *,
+        namespace: str = "",
+        keep_seconds: float = _FOREVER,
+        negative_seconds: float = 0.0,
+        clock: Clock = time.time,
+    ) -> None:
         self.store = store
-        self.counts: Counter[str] = Counter()
-        self._flights: dict[tuple[str, str], asyncio.Task[bytes]] = {}
+        self.counts: Counter[str] = Counter() if counts is None else counts
+        self._space = f"{namespace}/" if namespace else ""
+        self._keep, self._negative, self._clock = keep_seconds, negative_seconds, clock
+        self._flights: dict[tuple[str, str], asyncio.Task[Entry]] = {}
 
-    async def get(self, layer: str, key: str, produce: Callable[[], Awaitable[bytes]], deadline: float) -> bytes:
-        """The value of (layer, key). Raises ProviderError as the producer did, or TIMEOUT at `deadline`."""
+    @classmethod
+    def open(cls, config: CacheConfig, password: str = "") -> Self:
+        """Raises ToolsError as `open_store` does."""
+        counts: Counter[str] = Counter()
+        return cls(
+            open_store(config, counts, password),
+            counts,
+            namespace=config.namespace,
+            keep_seconds=config.days * _DAY or _FOREVER,
+            negative_seconds=config.negative_seconds,
+        )
+
+    async def get(self, layer: str, key: str, produce: Producer, deadline: float, *, keep_seconds: float | None = None) -> bytes:
+        """The value of (layer, key), believed for `keep_seconds` (default: as configured) after it was produced.
+
+        Raises ProviderError as the producer did or, within `negative_seconds` of a NO_RESULTS, the same again; TIMEOUT at
+        `deadline`.
+        """
+        loop = asyncio.get_running_loop()
+        where = self._space + layer
         while True:
-            value = self.store.get(layer, key)
-            if value is not None:
-                self.counts[f"{layer}.hits"] += 1
-                return value
+            entry = self.store.peek(where, key)
+            if entry is not None:
+                return self._hit(layer, entry)
+            left = deadline - loop.time()
+            if left <= _TICK:
+                raise ProviderError(ToolFailure.TIMEOUT, f"{layer}: no answer before the deadline", retry=False)
+            flight = self._flights.get((where, key))
+            if flight is None:
+                flight = self._start(layer, where, key, produce, deadline, self._keep if keep_seconds is None else keep_seconds)
+            else:
+                self.counts[f"{layer}.joined"] += 1
+            await asyncio.wait((flight,), timeout=left)
+            if not flight.done():
+                continue  # to the deadline, and to what a store that is slow to write has in memory by now
+            if flight.cancelled():
+                raise ProviderError(ToolFailure.UNAVAILABLE, f"{layer}: the tools were closed", retry=False)
             try:
-                async with asyncio.timeout_at(deadline):
-                    return await asyncio.shield(self._flight(layer, key, produce, deadline))
-            except TimeoutError:
-                if asyncio.get_running_loop().time() < deadline:
-                    continue  # joined a flight whose own deadline came first: there is time for another
-                raise ProviderError(ToolFailure.TIMEOUT, f"{layer}: no answer before the deadline", retry=False) from None
+                return _value(layer, flight.result())
+            except _Over:
+                continue  # joined a flight whose own deadline came first: there may be time for another
 
-    def _flight(self, layer: str, key: str, produce: Callable[[], Awaitable[bytes]], deadline: float) -> asyncio.Task[bytes]:
-        flight = self._flights.get((layer, key))
-        if flight is not None:
-            self.counts[f"{layer}.joined"] += 1
-            return flight
-        self.counts[f"{layer}.misses"] += 1
-        flight = asyncio.create_task(self._fly(layer, key, produce, deadline))
+    def _hit(self, layer: str, entry: Entry) -> bytes:
+        self.counts[f"{layer}.hits" if entry.found else f"{layer}.negative_hits"] += 1
+        return _value(layer, entry)
+
+    def _start(self, layer: str, where: str, key: str, produce: Producer, deadline: float, keep: float) -> asyncio.Task[Entry]:
+        flight = asyncio.create_task(self._fly(layer, where, key, produce, deadline, keep))
         flight.add_done_callback(_retrieve)
-        self._flights[layer, key] = flight
+        self._flights[where, key] = flight
         return flight
 
-    async def _fly(self, layer: str, key: str, produce: Callable[[], Awaitable[bytes]], deadline: float) -> bytes:
+    async def _fly(self, layer: str, where: str, key: str, produce: Producer, deadline: float, keep: float) -> Entry:
+        try:
+            entry = await self.store.get(where, key)
+            if entry is not None:
+                self.counts[f"{layer}.hits" if entry.found else f"{layer}.negative_hits"] += 1
+                return entry
+            self.counts[f"{layer}.misses"] += 1
+            entry = await self._produce(produce, deadline, keep)
+            if entry.expires > self._clock():
+                await self.store.put(where, key, entry)
+            return entry
+        finally:
+            self._flights.pop((where, key), None)
+
+    async def _produce(self, produce: Producer, deadline: float, keep: float) -> Entry:
         try:
             async with asyncio.timeout_at(deadline):
-                value = await produce()
-            self.store.put(layer, key, value)
-            return value
-        finally:
-            self._flights.pop((layer, key), None)
+                return Entry(await produce(), self._clock() + keep)
+        except TimeoutError:
+            raise _Over from None
+        except ProviderError as error:
+            if error.failure is not ToolFailure.NO_RESULTS:
+                raise
+            return Entry(error.detail.encode("utf-8", "replace"), self._clock() + self._negative, found=False)
+
+    async def problem(self) -> str:
+        """Why the store cannot be used now, in one sentence; "" when it can."""
+        return await self.store.problem()
+
+    async def close(self) -> None:
+        """Ends what is under way: those that wait for it get a typed failure."""
+        flights = list(self._flights.values())
+        for flight in flights:
+            flight.cancel()
+        if flights:
+            await asyncio.wait(flights, timeout=5.0)
+        await self.store.close()
 
 
-def _retrieve(task: asyncio.Task[bytes]) -> None:
+def _value(layer: str, entry: Entry) -> bytes:
+    if entry.found:
+        return entry.value
+    raise ProviderError(ToolFailure.NO_RESULTS, entry.value.decode("utf-8", "replace") or f"{layer}: nothing found")
+
+
+def _retrieve(task: asyncio.Task[Entry]) -> None:
     """Mark the outcome as seen: callers may all have left before the flight failed."""
     if not task.cancelled():
         task.exception()

@@ -1,7 +1,7 @@
-"""Token bucket and circuit breaker: pure state machines over an injected clock, no waiting, no I/O.
+"""Token bucket, adaptive concurrency, circuit breaker: pure state machines over an injected clock, no waiting, no I/O.
 
-Promise: both answer at once with "go" or with the seconds to wait; whoever asks does the waiting. So one bucket can be
-shared by many processes through a single actor, and both are tested without sleeping.
+Promise: all answer at once, with "go", a number or the seconds to wait; whoever asks does the waiting. So one bucket can
+be shared by many processes through a single actor, and everything here is tested without sleeping.
 """
 
 from __future__ import annotations
@@ -50,6 +50,46 @@ class TokenBucket:
         self._held_until = max(self._held_until, self._clock() + seconds)
 
 
+class Aimd:
+    """How many requests may be in flight: additive increase, multiplicative decrease, between 1 and `ceiling`.
+
+    Starts at `ceiling`. A round is as many outcomes as the limit. One that goes through adds 1; one halves the limit as
+    soon as more than half of it is overload (429, timeout, 5xx). Outcomes of requests that began before the last
+    decrease are ignored, so that a burst of failures counts once. The threshold is what keeps failures that have nothing
+    to do with load from stopping the traffic: with a decrease for every failure, a service that fails at random in a
+    third of all requests would be held at two in flight.
+    """
+
+    def __init__(self, ceiling: int) -> None:
+        self._ceiling = self.limit = max(1, ceiling)
+        self.epoch = 0  # of a request: its value when the request began
+        self.decreases = 0
+        self._answered = self._overloaded = 0
+
+    def success(self, epoch: int) -> None:
+        """The service answered, whatever it said."""
+        if epoch == self.epoch:
+            self._answered += 1
+            self._end_round()
+
+    def overload(self, epoch: int) -> None:
+        if epoch != self.epoch:
+            return
+        self._overloaded += 1
+        if 2 * self._overloaded <= self.limit:
+            return self._end_round()
+        if self.limit > 1:
+            self.limit //= 2
+            self.decreases += 1
+        self.epoch += 1
+        self._answered = self._overloaded = 0
+
+    def _end_round(self) -> None:
+        if self._answered + self._overloaded >= self.limit:
+            self.limit = min(self._ceiling, self.limit + 1)
+            self._answered = self._overloaded = 0
+
+
 class Breaker:
     """Opens after `failures` failures in a row, for `cooldown` seconds; then one probe decides.
 
@@ -67,15 +107,20 @@ class Breaker:
     def is_open(self) -> bool:
         return self._open_until is not None
 
+    @property
+    def probing(self) -> bool:
+        """A probe is under way: its report may come at any moment."""
+        return self._open_until is not None and self._open_until <= self._clock() < self._probe_until
+
     def admit(self) -> float:
-        """0.0: go. Otherwise the seconds after which asking again makes sense."""
+        """0.0: go. Otherwise the seconds after which asking again makes sense, or sooner when the probe has reported."""
         if self._open_until is None:
             return 0.0
         now = self._clock()
         if now < self._open_until:
             return self._open_until - now
         if now < self._probe_until:
-            return min(0.05, self._probe_until - now)
+            return self._probe_until - now
         self._probe_until = now + self._cooldown
         return 0.0
 

@@ -8,6 +8,7 @@ more than the leases that are out.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Mapping
 from typing import Protocol
@@ -54,6 +55,18 @@ class LocalQuota:
         self._buckets.hold(service, seconds)
 
 
+class Tokens(Protocol):
+    """The right to send requests to one service. `deadline` is event-loop time."""
+
+    async def take(self, deadline: float) -> None:
+        """Wait for one token. Raises RATE_LIMITED when none can come before `deadline`."""
+        ...
+
+    async def hold(self, seconds: float, deadline: float) -> None:
+        """The service asked for silence."""
+        ...
+
+
 class Wallet:
     """The tokens of one service in this process. First come, first served."""
 
@@ -64,8 +77,10 @@ class Wallet:
         self._turn = asyncio.Lock()
 
     async def take(self, deadline: float) -> None:
-        """Wait for one token. Raises RATE_LIMITED when none can come before `deadline` (event-loop time)."""
         loop = asyncio.get_running_loop()
+        if self._tokens > 0 and loop.time() <= self._lapse and not self._turn.locked():
+            self._tokens -= 1
+            return
         try:
             async with asyncio.timeout_at(deadline), self._turn:
                 while self._tokens < 1 or loop.time() > self._lapse:
@@ -81,7 +96,19 @@ class Wallet:
                 ToolFailure.RATE_LIMITED, f"{self._service}: no free slot in the rate limit before the deadline", retry=False
             ) from None
 
-    async def hold(self, seconds: float) -> None:
-        """Pass a Retry-After on to everybody and drop the tokens at hand."""
+    async def hold(self, seconds: float, deadline: float) -> None:
+        """Pass the word on to everybody and drop the tokens at hand."""
         self._tokens = 0
-        await self._quota.hold(self._service, seconds)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(deadline):
+                await self._quota.hold(self._service, seconds)
+
+
+class Unlimited:
+    """Tokens for what is no single service: one host of many that asks for silence does not speak for the others."""
+
+    async def take(self, deadline: float) -> None:
+        return
+
+    async def hold(self, seconds: float, deadline: float) -> None:
+        return

@@ -1,11 +1,14 @@
-"""Token bucket and breaker under a clock that the test turns."""
+"""Token bucket, adaptive concurrency and breaker under a clock that the test turns."""
 
 from __future__ import annotations
 
+import random
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmsr_ray.tools.limits import UNLIMITED, Breaker, TokenBucket
+from mmsr_ray.tools.limits import UNLIMITED, Aimd, Breaker, TokenBucket
 
 
 class Clock:
@@ -64,7 +67,8 @@ def test_breaker_opens_probes_and_closes() -> None:
     assert not breaker.failure()  # a straggler neither extends nor counts
     clock.now += 5.0
     assert breaker.admit() == 0.0  # the probe
-    assert 0 < breaker.admit() <= 0.05  # everybody else waits for it
+    assert breaker.admit() == 5.0  # everybody else waits for it, or for the next probe if it is lost
+    assert breaker.probing
     assert breaker.failure()
     assert breaker.openings == 2
     assert breaker.admit() == 5.0
@@ -91,3 +95,49 @@ def test_breaker_that_never_opens() -> None:
     breaker = Breaker(failures=0, cooldown=1.0, clock=Clock())
     assert not any(breaker.failure() for _ in range(100))
     assert breaker.admit() == 0.0
+
+
+def rounds(aimd: Aimd, count: int, failing: float, rng: random.Random) -> list[int]:
+    """The limit after each of `count` rounds of as many requests as it allows, a share of which is overload."""
+    limits = []
+    for _ in range(count):
+        epoch = aimd.epoch
+        for _ in range(aimd.limit):
+            (aimd.overload if rng.random() < failing else aimd.success)(epoch)
+        limits.append(aimd.limit)
+    return limits
+
+
+def test_concurrency_starts_at_the_ceiling_and_a_burst_of_failures_counts_once() -> None:
+    aimd = Aimd(64)
+    begun = aimd.epoch
+    for _ in range(64):  # all sent before the first failure came back
+        aimd.overload(begun)
+    assert (aimd.limit, aimd.decreases) == (32, 1)
+    for _ in range(32):
+        aimd.success(begun)  # of before the decrease too: says nothing about the new limit
+    assert aimd.limit == 32
+
+
+def test_concurrency_falls_to_one_and_no_further_and_recovers_by_one_a_round() -> None:
+    aimd = Aimd(64)
+    assert rounds(aimd, 8, 1.0, random.Random(0)) == [32, 16, 8, 4, 2, 1, 1, 1]
+    assert aimd.decreases == 6
+    assert rounds(aimd, 70, 0.0, random.Random(0)) == [*range(2, 65), *[64] * 7]
+
+
+@pytest.mark.parametrize("share", [0.1, 0.35])
+def test_failures_that_have_nothing_to_do_with_load_do_not_stop_the_traffic(share: float) -> None:
+    limits = rounds(Aimd(64), 500, share, random.Random(1))
+    assert sum(limits[100:]) / 400 > 48
+
+
+@given(st.integers(1, 50), st.lists(st.tuples(st.booleans(), st.integers(0, 3)), max_size=300))
+def test_concurrency_stays_between_one_and_the_ceiling(ceiling: int, outcomes: list[tuple[bool, int]]) -> None:
+    aimd = Aimd(ceiling)
+    for bad, late in outcomes:
+        before, epoch = aimd.limit, max(0, aimd.epoch - late)
+        (aimd.overload if bad else aimd.success)(epoch)
+        assert 1 <= aimd.limit <= ceiling
+        assert aimd.limit >= before // 2
+        assert aimd.limit <= before + 1

@@ -1,0 +1,161 @@
+"""Where answers are kept: what a store is, the one in memory, and memory in front of one that may fail.
+
+Promise: an entry is never given out after it expired. Losing a store (corrupt file, full disk, dead redis) costs
+requests, never a result: `LayeredStore` waits for it briefly, counts and logs what fails, and goes on without it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from mmsr_ray.tools.limits import Breaker, Clock
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+FORMAT = 2  # of what is kept; part of the file's name and of the keys in redis, so that formats never meet
+_ENTRY_BYTES = 500  # of a key and its bookkeeping in memory
+_PATIENCE_SECONDS = 2.0  # for one read or write behind the memory
+_BREAK_AFTER, _COOLDOWN_SECONDS = 8, 5.0
+_LOG_EVERY_SECONDS = 60.0
+
+
+class StoreError(Exception):
+    """A read or write that a store could not do. The text may be logged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    value: bytes
+    expires: float = float("inf")  # time.time() from which it is not believed any more
+    found: bool = True  # False: there is nothing, and `value` says why
+
+
+class Store(Protocol):
+    """Entries by layer and key. `get` and `put` may raise StoreError and may be slow."""
+
+    async def get(self, layer: str, key: str) -> Entry | None: ...
+
+    async def put(self, layer: str, key: str, entry: Entry) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def problem(self) -> str:
+        """Why the store cannot be used now; "" when it can. Names the setting and the remedy."""
+        ...
+
+
+class QuickStore(Store, Protocol):
+    """A store that can say at once what is at hand, and whose `get` and `put` neither raise nor hang."""
+
+    def peek(self, layer: str, key: str) -> Entry | None: ...
+
+
+class MemoryStore:
+    """Least recently used entries leave first; holds at most `limit` bytes, keys included."""
+
+    def __init__(self, limit: int, clock: Clock = time.time) -> None:
+        self._limit, self._clock, self._size = limit, clock, 0
+        self._entries: OrderedDict[tuple[str, str], Entry] = OrderedDict()
+
+    def peek(self, layer: str, key: str) -> Entry | None:
+        entry = self._entries.get((layer, key))
+        if entry is None:
+            return None
+        if entry.expires <= self._clock():
+            self._forget((layer, key))
+            return None
+        self._entries.move_to_end((layer, key))
+        return entry
+
+    async def get(self, layer: str, key: str) -> Entry | None:
+        return self.peek(layer, key)
+
+    async def put(self, layer: str, key: str, entry: Entry) -> None:
+        self.keep(layer, key, entry)
+
+    def keep(self, layer: str, key: str, entry: Entry) -> None:
+        """`put`, at once."""
+        self._forget((layer, key))
+        if len(entry.value) + _ENTRY_BYTES > self._limit:
+            return  # would push out everything else and leave at once
+        self._entries[layer, key] = entry
+        self._size += len(entry.value) + _ENTRY_BYTES
+        while self._size > self._limit:
+            self._forget(next(iter(self._entries)))
+
+    async def close(self) -> None:
+        self._entries.clear()
+        self._size = 0
+
+    async def problem(self) -> str:
+        return ""
+
+    def _forget(self, at: tuple[str, str]) -> None:
+        entry = self._entries.pop(at, None)
+        if entry is not None:
+            self._size -= len(entry.value) + _ENTRY_BYTES
+
+
+class LayeredStore:
+    """Memory in front of `back`. A `back` that keeps failing is left alone for a while, reads and writes apart.
+
+    `counts` gets store.failed and store.skipped.
+    """
+
+    def __init__(self, front: MemoryStore, back: Store, counts: Counter[str], clock: Clock = time.monotonic) -> None:
+        self._front, self._back, self._counts, self._clock = front, back, counts, clock
+        self._reads, self._writes = (Breaker(_BREAK_AFTER, _COOLDOWN_SECONDS, clock) for _ in range(2))
+        self._quiet_until = float("-inf")
+
+    def peek(self, layer: str, key: str) -> Entry | None:
+        return self._front.peek(layer, key)
+
+    async def get(self, layer: str, key: str) -> Entry | None:
+        entry = self._front.peek(layer, key)
+        if entry is None:
+            entry = await self._ask(self._reads, lambda: self._back.get(layer, key))
+            if entry is not None:
+                self._front.keep(layer, key, entry)
+        return entry
+
+    async def put(self, layer: str, key: str, entry: Entry) -> None:
+        self._front.keep(layer, key, entry)
+        await self._ask(self._writes, lambda: self._back.put(layer, key, entry))
+
+    async def close(self) -> None:
+        await self._front.close()
+        await self._ask(self._writes, self._back.close)
+
+    async def problem(self) -> str:
+        return await self._back.problem()
+
+    async def _ask(self, breaker: Breaker, work: Callable[[], Awaitable[T]]) -> T | None:
+        """What `work` gives; None when it fails, takes too long or is not worth trying now."""
+        if breaker.admit() > 0:
+            self._counts["store.skipped"] += 1
+            return None
+        try:
+            async with asyncio.timeout(_PATIENCE_SECONDS):
+                value = await work()
+        except TimeoutError:
+            self._trouble(breaker, f"no answer in {_PATIENCE_SECONDS:g} s")
+        except StoreError as error:
+            self._trouble(breaker, str(error))
+        else:
+            breaker.success()
+            return value
+        return None
+
+    def _trouble(self, breaker: Breaker, why: str) -> None:
+        breaker.failure()
+        self._counts["store.failed"] += 1
+        if self._clock() >= self._quiet_until:
+            self._quiet_until = self._clock() + _LOG_EVERY_SECONDS
+            logger.warning("cache: %s; failed %d times so far, which costs requests, not results", why, self._counts["store.failed"])
