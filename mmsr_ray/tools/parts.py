@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from mmsr_ray.config import ToolsConfig
 from mmsr_ray.tools.cache import FlightCache
-from mmsr_ray.tools.errors import ProviderError
+from mmsr_ray.tools.errors import AccountError, ProviderError
 from mmsr_ray.tools.guard import Guard, Trace
 from mmsr_ray.tools.http import Http
 from mmsr_ray.tools.providers import Providers
@@ -34,27 +34,25 @@ class Parts:
     guards: Mapping[str, Guard]
 
     async def leads(self, layer: str, key: str, search: Callable[[], Awaitable[list[Lead]]], trace: Trace) -> list[Lead]:
-        """A provider's leads through the cache. "Nothing found" is an answer that was paid for: it is kept too."""
+        """A provider's leads through the cache. Raises ProviderError; NO_RESULTS when there are none."""
 
         async def produce() -> bytes:
-            try:
-                found = await search()
-            except ProviderError as error:
-                if error.failure is not ToolFailure.NO_RESULTS:
-                    raise
-                found = []
+            found = await search()
+            if not found:
+                raise ProviderError(ToolFailure.NO_RESULTS, "nothing found")
             return json.dumps([[lead.title, lead.url, lead.thumbnail] for lead in found]).encode()
 
         return [Lead(*fields) for fields in json.loads(await self.cache.get(layer, key, produce, trace.deadline))]
 
 
-async def fill(leads: Sequence[Lead], wanted: int, fetch: Callable[[Lead], Awaitable[H]], deadline: float) -> list[H]:
+async def fill(leads: Sequence[Lead], wanted: int, fetch: Callable[[Lead], Awaitable[H]], trace: Trace) -> list[H]:
     """Up to `wanted` hits in the order of `leads`, fetched together; a lead that fails is replaced by the next.
 
-    At `deadline` what is there is returned. Raises ProviderError when there is no hit: NO_RESULTS if all that failed
-    was pages of their own making, else the infrastructure's failure.
+    No spare is begun before a lead has failed: each one read and summarised is paid for. At the deadline what is there is
+    returned; `trace.partial` says that there are fewer hits than were wanted and led to. Raises ProviderError when there
+    is no hit: NO_RESULTS if all that failed was pages of their own making, else the infrastructure's failure.
     """
-    loop = asyncio.get_running_loop()
+    loop, deadline = asyncio.get_running_loop(), trace.deadline
     remaining: Iterator[tuple[int, Lead]] = iter(enumerate(leads))
     hits: dict[int, H] = {}
     errors: list[ProviderError] = []
@@ -68,6 +66,8 @@ async def fill(leads: Sequence[Lead], wanted: int, fetch: Callable[[Lead], Await
                 return
             except ProviderError as error:
                 errors.append(error)
+                if isinstance(error, AccountError) or error.failure is ToolFailure.BUDGET:
+                    return  # the next lead would fare no better, and its page may cost
 
     slots = [asyncio.create_task(slot()) for _ in range(min(wanted, len(leads)))]
     try:
@@ -80,4 +80,5 @@ async def fill(leads: Sequence[Lead], wanted: int, fetch: Callable[[Lead], Await
             task.cancel()
     if not hits and errors:
         raise next((e for e in errors if e.failure.infra), errors[0])
+    trace.partial = len(hits) < min(wanted, len(leads))
     return [hits[rank] for rank in sorted(hits)]

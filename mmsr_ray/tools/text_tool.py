@@ -31,7 +31,7 @@ class TextTool:
             return await self._parts.guards["text_search"].call(trace, lambda: provider.search(query, limit))
 
         leads = await self._parts.leads("query", key_of(provider.identity, str(limit), query), ask, trace)
-        return await fill(leads, self._parts.topk, lambda lead: self._hit(lead, question, trace), trace.deadline)
+        return await fill(leads, self._parts.topk, lambda lead: self._hit(lead, question, trace), trace)
 
     async def _hit(self, lead: Lead, question: str, trace: Trace) -> TextHit:
         page = await self._page(lead.url, trace)
