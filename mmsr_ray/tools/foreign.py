@@ -30,7 +30,7 @@ _STILL = ("PNG", "JPEG")
 _LOSSLESS = ("PNG", "GIF", "BMP")
 _LEAST_SIDE = 8
 _MOST_ASPECT = 100
-_MOST_SCANS = 64  # of a progressive JPEG; each one is a pass over the whole picture, and an empty one takes ten bytes
+_MOST_SCANS = 32  # of a progressive JPEG; each one is a pass over the whole picture, and an empty one takes ten bytes
 
 _ORIENTATION = 0x0112  # of EXIF: how to turn the picture so that it stands upright
 _TURNS = {
@@ -116,7 +116,7 @@ def thumbnail(data: bytes, pixels: int, declared: int = DECLARED_PIXELS) -> byte
     """A still RGB or grey PNG or JPEG of at most `pixels` pixels: the first frame, upright, over white, without metadata.
 
     A picture that is all of that already passes as it came, so that its hash stays. It is decoded completely in any case.
-    Raises ProviderError (NO_RESULTS: this hit has no usable thumbnail). Takes up to half a second: large ones belong on a
+    Raises ProviderError (NO_RESULTS: this hit has no usable thumbnail). Takes up to two seconds: large ones belong on a
     thread (`declared_pixels`).
     """
     try:
