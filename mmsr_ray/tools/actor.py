@@ -2,27 +2,35 @@
 
 Promise: `RemoteTools` never raises and never hangs: an actor that died is asked again (calls are idempotent: a cache
 and reads), its neighbour next, and every await has a deadline. Equal calls go to the same actor, so that its cache and
-single-flight see all of them; rate limits are shared through one quota actor.
+single-flight see all of them; rate limits and money are shared through one quota actor.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import logging
+import time
+import uuid
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
 from mmsr_ray.config import Config, ToolsConfig
-from mmsr_ray.tools.errors import ProviderError, ToolsError
-from mmsr_ray.tools.limits import Lease
+from mmsr_ray.tools.errors import ToolsError
+from mmsr_ray.tools.exported import Exported
+from mmsr_ray.tools.measures import add
 from mmsr_ray.tools.pipeline import SearchTools
-from mmsr_ray.tools.providers import limited_services, read_keys
+from mmsr_ray.tools.providers import read_keys
 from mmsr_ray.tools.providers.base import Keys
-from mmsr_ray.tools.quota import Buckets
+from mmsr_ray.tools.purse import FILE as SPENT
+from mmsr_ray.tools.purse import Account, SpentFile
+from mmsr_ray.tools.quota_actor import QuotaActor, RemoteBank, RemoteQuota
 from mmsr_ray.types import ToolFailure, ToolKind, ToolResult
 
 logger = logging.getLogger(__name__)
@@ -30,50 +38,29 @@ logger = logging.getLogger(__name__)
 _CONCURRENCY = 2_000  # calls in flight in one actor; they wait, they do not compute
 _GRACE_SECONDS = 5.0  # for the way there and back, beyond the call's own deadline
 _START_SECONDS = 120.0
+_HANDOVER_SECONDS = 15.0  # for the tools of an earlier submission to end
+T = TypeVar("T")
 
 
-class QuotaActor:
-    """The rate limits of the job. A restart forgets what was spent: one burst too many at worst."""
+@dataclass(frozen=True, slots=True)
+class Home:
+    """Where a tool actor belongs. `seat` tells the actors of a run apart, `fingerprint` the settings that they run with."""
 
-    def __init__(self, config: ToolsConfig) -> None:
-        self._buckets = Buckets(limited_services(config))
-
-    def lease(self, service: str, want: int) -> tuple[int, float]:
-        lease = self._buckets.lease(service, want)
-        return lease.tokens, lease.wait
-
-    def hold(self, service: str, seconds: float) -> None:
-        self._buckets.hold(service, seconds)
-
-
-class RemoteQuota:
-    """Quota through the actor."""
-
-    def __init__(self, actor: Any) -> None:
-        self._actor = actor
-
-    async def lease(self, service: str, want: int) -> Lease:
-        try:
-            tokens, wait = await self._actor.lease.remote(service, want)
-        except RayError as error:
-            raise ProviderError(ToolFailure.UNAVAILABLE, f"the quota actor is lost ({type(error).__name__})") from None
-        return Lease(tokens, wait)
-
-    async def hold(self, service: str, seconds: float) -> None:
-        try:
-            await self._actor.hold.remote(service, seconds)
-        except RayError as error:
-            raise ProviderError(ToolFailure.UNAVAILABLE, f"the quota actor is lost ({type(error).__name__})") from None
+    run: str
+    namespace: str
+    seat: str
+    fingerprint: str
 
 
 class ToolActor:
     """`SearchTools` behind Ray. One event loop, so one session, one cache, one table of flights."""
 
-    def __init__(self, config: ToolsConfig, topk: int, quota_name: str, namespace: str, keys: Keys) -> None:
-        quota = ray.get_actor(
-            quota_name, namespace=namespace
-        )  # by name: a handle among the arguments would tie restarts to the object store
-        self._tools = SearchTools(config, topk, RemoteQuota(quota), keys, share=config.actors)
+    def __init__(self, config: ToolsConfig, topk: int, home: Home, keys: Keys) -> None:
+        # by name: a handle among the arguments would tie restarts to the object store
+        quota = ray.get_actor(_quota_name(home.run), namespace=home.namespace)
+        self._life, self._fingerprint = uuid.uuid4().hex, home.fingerprint
+        bank = RemoteBank(quota, home.seat, self._life)
+        self._tools = SearchTools(config, topk, RemoteQuota(quota), bank, keys, share=config.actors, observers=[Exported(home.run)])
 
     async def image_search(self, sha: str, picture: bytes, url: str | None) -> ToolResult:
         return await self._tools.picture_search(sha, picture, url)
@@ -84,29 +71,35 @@ class ToolActor:
     async def problems(self) -> list[str]:
         return await self._tools.problems()
 
-    async def stats(self) -> dict[str, float]:
-        return self._tools.stats()
+    async def fingerprint(self) -> str:
+        return self._fingerprint
+
+    async def reading(self) -> tuple[str, dict[str, float]]:
+        """Which life of this actor it is, and what that has counted."""
+        return self._life, self._tools.stats()
+
+    async def settle(self) -> None:
+        await self._tools.settle()
 
 
 class RemoteTools:
     """Satisfies the agent's `Tools` protocol. Picklable: give it to any actor of the job."""
 
-    def __init__(self, actors: Sequence[Any], deadline_seconds: float, owned: Sequence[Any] = ()) -> None:
-        self._actors, self._deadline = list(actors), deadline_seconds + _GRACE_SECONDS
-        self._owned = list(owned)  # Ray ends a named actor with its creator's last handle
+    def __init__(self, actors: Sequence[Any], quota: Any, deadline_seconds: float) -> None:
+        self._actors, self._quota, self._deadline = list(actors), quota, deadline_seconds + _GRACE_SECONDS
 
     @classmethod
     def connect(cls, config: Config) -> RemoteTools:
         """The tools that `start_tools` started for this run, by name. Raises ToolsError when there are none."""
         try:
-            actors = [ray.get_actor(_name(config, i), namespace=config.run.namespace) for i in range(config.tools.actors)]
+            quota, *actors = [ray.get_actor(name, namespace=config.run.namespace) for name in _names(config)]
         except ValueError:
             raise ToolsError(f"the tools of run {config.run.name!r} are not running: call start_tools before the rollouts start") from None
-        return cls(actors, config.tools.deadline_seconds)
+        return cls(actors, quota, config.tools.deadline_seconds)
 
     async def image_search(self, picture_bytes: bytes, url: str | None, question: str) -> ToolResult:
         """Web pages whose main picture looks like this one."""
-        sha = hashlib.sha256(picture_bytes).hexdigest()
+        sha = hashlib.sha256(picture_bytes or (url or "").encode()).hexdigest()  # a caller may know the address only
         return await self._call(ToolKind.IMAGE, sha, lambda actor: actor.image_search.remote(sha, picture_bytes, url))
 
     async def text_search(self, query: str, question: str) -> ToolResult:
@@ -123,17 +116,28 @@ class RemoteTools:
             raise ToolsError("; ".join(found))
 
     async def stats(self) -> dict[str, float]:
-        """Sums of the actors' counters (pipeline.SearchTools.stats); an actor that is restarting counts as zero."""
-        total: dict[str, float] = {}
-        for stats in await asyncio.gather(
-            *(asyncio.wait_for(a.stats.remote(), _GRACE_SECONDS) for a in self._actors), return_exceptions=True
-        ):
-            if isinstance(stats, BaseException):
-                logger.warning("a tool actor has no stats: %s", type(stats).__name__)
-                continue
-            for key, value in stats.items():
-                total[key] = total.get(key, 0.0) + value
-        return total
+        """Sums of the actors' counters (names: tools.measures). They go back when an actor restarts: `readings` do not."""
+        return add((await self.readings()).values())
+
+    async def readings(self) -> dict[str, dict[str, float]]:
+        """What each life of an actor has counted, by life (for measures.Totals); an actor that does not answer is left out."""
+        return dict(await self._answers([actor.reading.remote() for actor in self._actors]))
+
+    async def account(self) -> Account | None:
+        """The money of the run; None when the actor that keeps it does not answer."""
+        return next(iter(await self._answers([self._quota.account.remote()])), None)
+
+    async def settle(self) -> None:
+        """At the end of a run: what was leased and not spent goes back, so that the record on disk is exact."""
+        await self._answers([actor.settle.remote() for actor in self._actors])
+
+    async def _answers(self, calls: Sequence[Awaitable[T]]) -> list[T]:
+        """Those that come in time."""
+        answers = await asyncio.gather(*(asyncio.wait_for(_awaited(call), _GRACE_SECONDS) for call in calls), return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                logger.warning("a tool actor did not answer: %s", type(answer).__name__)
+        return [answer for answer in answers if not isinstance(answer, BaseException)]
 
     async def _call(self, kind: ToolKind, query: str, send: Callable[[Any], Awaitable[ToolResult]]) -> ToolResult:
         loop = asyncio.get_running_loop()
@@ -156,30 +160,69 @@ class RemoteTools:
         return ToolResult(kind, query, failure=ToolFailure.UNAVAILABLE, detail=why, seconds=loop.time() - start)
 
 
+async def _awaited(call: Awaitable[T]) -> T:
+    return await call
+
+
 def start_tools(config: Config) -> RemoteTools:
     """Start (or find) the quota and tool actors of this run: named, and alive as long as the caller keeps the result.
 
-    Keys are read here, once, from this process's environment. Raises ToolsError for a missing key, an unknown kind or
-    actors that do not come up.
+    Keys are read here, once, from this process's environment. Raises ToolsError for a missing key, an unknown kind, actors
+    that do not come up, a record of money that cannot be read, or tools of this run that are up with other settings.
     """
     keys = read_keys(config.tools)
-    quota_name = f"tools:{config.run.name}:quota"
-    quota = _start(QuotaActor, quota_name, config, max_task_retries=-1).remote(config.tools)
-    tool = {"max_task_retries": 3, "max_concurrency": _CONCURRENCY}
-    given = (config.tools, config.agent.topk, quota_name, config.run.namespace, keys)
-    actors = [_start(ToolActor, _name(config, i), config, **tool).remote(*given) for i in range(config.tools.actors)]
+    spent = Path(config.run.dir, config.run.name, SPENT).absolute()
+    SpentFile(spent).read()
+    mark = fingerprint(config, keys)
+    _wait_for_others(config, mark)
+    quota_name, *names = _names(config)
+    quota = _start(QuotaActor, quota_name, config, max_task_retries=-1).remote(config.tools, str(spent), mark)
+    actors = []
+    for name in names:
+        home = Home(config.run.name, config.run.namespace, name, mark)
+        tool = _start(ToolActor, name, config, max_task_retries=3, max_concurrency=_CONCURRENCY)
+        actors.append(tool.remote(config.tools, config.agent.topk, home, keys))
     try:
-        ray.get([actor.stats.remote() for actor in actors], timeout=_START_SECONDS)
+        ray.get([actor.fingerprint.remote() for actor in (quota, *actors)], timeout=_START_SECONDS)
     except (GetTimeoutError, RayError) as error:
         raise ToolsError(
             f"the tool actors did not start in {_START_SECONDS:.0f} s ({type(error).__name__}): see their log in the Ray session"
         ) from error
-    return RemoteTools(actors, config.tools.deadline_seconds, owned=[quota])
+    return RemoteTools(actors, quota, config.tools.deadline_seconds)
+
+
+def fingerprint(config: Config, keys: Keys) -> str:
+    """Changes with whatever the actors are started with; says nothing about the keys."""
+    settings = json.dumps([asdict(config.tools), config.agent.topk, str(Path(config.run.dir).absolute())], sort_keys=True)
+    return hashlib.sha256("\0".join([settings, *keys.secrets()]).encode()).hexdigest()
+
+
+def _wait_for_others(config: Config, mark: str) -> None:
+    """Tools of this run with other settings may be those of an earlier submission that is ending. Raises ToolsError if they stay."""
+    deadline = time.monotonic() + _HANDOVER_SECONDS
+    while others := [name for name in _names(config) if _fingerprint_of(name, config) not in ("", mark)]:
+        if time.monotonic() > deadline:
+            raise ToolsError(
+                f"the tools of run {config.run.name!r} are up with other settings ({', '.join(others)}): "
+                "end what uses them (stop_tools ends them alone), or choose another run.name"
+            )
+        time.sleep(0.5)
+
+
+def _fingerprint_of(name: str, config: Config) -> str:
+    """ "" where no such actor lives."""
+    try:
+        actor: Any = ray.get_actor(name, namespace=config.run.namespace)
+        return str(ray.get(actor.fingerprint.remote(), timeout=_START_SECONDS))
+    except (ValueError, RayActorError):
+        return ""
+    except GetTimeoutError:
+        raise ToolsError(f"the actor {name} does not answer: look for its error in the Ray logs") from None
 
 
 def stop_tools(config: Config) -> None:
     """End the actors of this run; those that are not there are fine."""
-    for name in [*(_name(config, i) for i in range(config.tools.actors)), f"tools:{config.run.name}:quota"]:
+    for name in _names(config):
         try:
             ray.kill(ray.get_actor(name, namespace=config.run.namespace))
         except ValueError:
@@ -191,5 +234,10 @@ def _start(actor: type, name: str, config: Config, **options: Any) -> Any:
     return made.options(name=name, namespace=config.run.namespace, get_if_exists=True, num_cpus=0, max_restarts=-1, **options)
 
 
-def _name(config: Config, index: int) -> str:
-    return f"tools:{config.run.name}:{index}"
+def _names(config: Config) -> list[str]:
+    """Of the quota actor, then of the tool actors."""
+    return [_quota_name(config.run.name), *(f"tools:{config.run.name}:{i}" for i in range(config.tools.actors))]
+
+
+def _quota_name(run: str) -> str:
+    return f"tools:{run}:quota"

@@ -6,7 +6,7 @@ both, and so is a latency distribution: its buckets are counts, and a quantile o
 its death is missing.
 
 Names: <service>.requests, .answered (what it charges for), .<failure>, .cost_usd, .breaker_opened; calls.<tool>,
-calls.<tool>.cached, .partial, .failed.<failure>; cache.<layer>.hits, .joined, .misses; seconds.<service or tool>.<bucket>.
+calls.<tool>.cached, .partial, .failed.<failure>; cache.<layer>.hits, .negative_hits, .joined, .misses; seconds.<service or tool>.<bucket>.
 """
 
 from __future__ import annotations
@@ -27,7 +27,14 @@ _SHORTEST, _LONGEST = 0.001, 1_000.0  # seconds; what lies outside counts as one
 RELATIVE_ERROR = math.sqrt(_GROWTH) - 1  # 4.9 %: a value stands for its bucket's geometric middle
 OK = "ok"
 GAUGES = ("concurrency",)  # last part of the names that say how things are, not how often; they add up over actors only
-LAYERS = {"image_search": "image", "image_host": "upload", "text_search": "query", "reader": "page", "summariser": "summary"}  # of the cache
+LAYERS = {
+    "image_search": "image",
+    "image_host": "upload",
+    "text_search": "query",
+    "reader": "page",
+    "summariser": "summary",
+}  # of the cache
+_LOOKUPS = ("hits", "negative_hits", "joined", "misses")
 SEARCHES = {"image_search": "image searches", "text_search": "text searches"}
 
 
@@ -133,7 +140,7 @@ def is_gauge(name: str) -> bool:
 
 def lookups(stats: Stats, service: str) -> float:
     """How often an answer of this service was wanted, from the cache or not."""
-    return sum(stats.get(f"cache.{LAYERS[service]}.{how}", 0.0) for how in ("hits", "joined", "misses"))
+    return sum(stats.get(f"cache.{LAYERS[service]}.{how}", 0.0) for how in _LOOKUPS)
 
 
 def saved_usd(stats: Stats, prices: Mapping[str, PriceConfig]) -> float:
@@ -182,7 +189,7 @@ def provider_rows(stats: Stats, prices: Mapping[str, PriceConfig]) -> list[dict[
     rows = []
     for service in (*LAYERS, "thumbnails"):
         layer = LAYERS.get(service, "thumbnail")
-        wanted = sum(stats.get(f"cache.{layer}.{how}", 0.0) for how in ("hits", "joined", "misses"))
+        wanted = sum(stats.get(f"cache.{layer}.{how}", 0.0) for how in _LOOKUPS)
         requests = stats.get(f"{service}.requests", 0.0)
         if not wanted and not requests:
             continue
@@ -190,7 +197,7 @@ def provider_rows(stats: Stats, prices: Mapping[str, PriceConfig]) -> list[dict[
             {
                 "service": service,
                 "wanted": int(wanted),
-                "cache_hits": int(stats.get(f"cache.{layer}.hits", 0.0)),
+                "cache_hits": int(stats.get(f"cache.{layer}.hits", 0.0) + stats.get(f"cache.{layer}.negative_hits", 0.0)),
                 "joined": int(stats.get(f"cache.{layer}.joined", 0.0)),
                 "requests": int(requests),
                 "failures": _failures_of(stats, service),

@@ -78,6 +78,8 @@ async def fill(leads: Sequence[Lead], wanted: int, fetch: Callable[[Lead], Await
     finally:
         for task in slots:
             task.cancel()
+    if broke := next((e for e in errors if e.failure is ToolFailure.BUDGET), None):
+        raise broke  # fewer hits for want of money are no answer to train on
     if not hits and errors:
         raise next((e for e in errors if e.failure.infra), errors[0])
     trace.partial = len(hits) < min(wanted, len(leads))

@@ -1,6 +1,6 @@
 """The two tools of the agent: image search and text search. Spec §2.2.
 
-Promise: `image_search` and `text_search` never raise and end by `config.deadline_seconds`; a result has at least one
+Promise: `picture_search` and `text_search` never raise and end by `config.deadline_seconds`; a result has at least one
 hit or a typed failure. Each step goes cache -> single-flight -> concurrency -> rate limit -> breaker -> provider. A page
 or thumbnail that fails is replaced by the next one until `topk` are there or the list ends; at the deadline what is
 there is returned. One instance serves one event loop; no Ray in here.
@@ -13,58 +13,83 @@ import hashlib
 import logging
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from mmsr_ray.config import ProviderConfig, ToolsConfig
-from mmsr_ray.tools.cache import FlightCache, open_store
-from mmsr_ray.tools.errors import ProviderError, Redactor, ToolsError
+from mmsr_ray.tools.cache import FlightCache
+from mmsr_ray.tools.errors import ProviderError, Redactor
 from mmsr_ray.tools.guard import Guard, Trace
-from mmsr_ray.tools.http import open_http, public, reachable
+from mmsr_ray.tools.http import open_http
 from mmsr_ray.tools.image_tool import ImageTool
 from mmsr_ray.tools.limits import Breaker
+from mmsr_ray.tools.measures import Measures, Observer
 from mmsr_ray.tools.parts import Parts
-from mmsr_ray.tools.providers import THUMBNAILS, build, kind_of, limited_services, services
-from mmsr_ray.tools.providers.base import Keys
-from mmsr_ray.tools.quota import Quota, Wallet
+from mmsr_ray.tools.providers import CACHE, THUMBNAILS, build, kind_of, limited_services, services
+from mmsr_ray.tools.providers.base import Keys, Provider
+from mmsr_ray.tools.quota import Quota, Unlimited, Wallet
 from mmsr_ray.tools.text_tool import TextTool
+from mmsr_ray.tools.till import Bank, Payer, Till
 from mmsr_ray.types import ToolFailure, ToolKind, ToolResult
 
 logger = logging.getLogger(__name__)
 
 
-class SearchTools:
-    """Satisfies the agent's `Tools` protocol. `topk` hits at most per call; `share` actors split the concurrency."""
+def picture_sha(data: bytes, url: str | None) -> str:
+    """The identity of a picture in every cache and on every tape: hex sha256 of its bytes, or of its URL where that is all there is."""
+    return hashlib.sha256(data or (url or "").encode()).hexdigest()
 
-    def __init__(self, config: ToolsConfig, topk: int, quota: Quota, keys: Keys, *, share: int = 1) -> None:
+
+class SearchTools:
+    """The two searches. `topk` hits at most per call; `share` actors split the concurrency.
+
+    Requests are paid with leases from `bank`; `observers` are told of every request and call.
+    """
+
+    def __init__(
+        self,
+        config: ToolsConfig,
+        topk: int,
+        quota: Quota,
+        bank: Bank,
+        keys: Keys,
+        *,
+        share: int = 1,
+        observers: Sequence[Observer] = (),
+    ) -> None:
         self._config = config
         self._http = open_http(config, Redactor(keys.secrets()))
         self._providers = build(config, self._http, keys)
-        self._cache = FlightCache(open_store(config.cache))
+        self._cache = FlightCache.open(config.cache, keys.get(CACHE))
+        self._till, self._measures = Till(bank), Measures(observers)
         self._guards = {name: self._guard(name, section, quota, share) for name, section in limited_services(config).items()}
         parts = Parts(config, topk, self._http, self._providers, self._cache, self._guards)
         self._images, self._texts = ImageTool(parts), TextTool(parts)
 
     def _guard(self, name: str, section: ProviderConfig, quota: Quota, share: int) -> Guard:
-        many_hosts = name == THUMBNAILS  # one dead host says nothing about the next
+        many_hosts = name == THUMBNAILS or kind_of(name, section).many_hosts  # one dead host says nothing about the next
+        shared_by_none = name == THUMBNAILS or not kind_of(name, section).remote  # no one service whose limits the job shares
         return Guard(
             name,
             section,
-            Wallet(quota, name, section.rate_per_second),
+            Unlimited() if shared_by_none else Wallet(quota, name, section.rate_per_second),
             Breaker(0 if many_hosts else self._config.breaker_failures, self._config.breaker_cooldown_seconds),
+            Payer(self._till, name, section.price, self._config.page_chars),
+            self._measures,
             attempts=min(2, self._config.attempts) if many_hosts else self._config.attempts,
             concurrency=max(1, section.concurrency // share),
         )
 
-    async def close(self) -> None:
-        await self._http.close()
-        self._cache.store.close()
+    async def settle(self) -> None:
+        """Report what was spent and give back what was leased beyond it."""
+        await self._till.close()
 
-    async def image_search(self, picture_bytes: bytes, url: str | None, question: str) -> ToolResult:
-        """Web pages whose main picture looks like this one, in order of relevance."""
-        return await self.picture_search(hashlib.sha256(picture_bytes or (url or "").encode()).hexdigest(), picture_bytes, url)
+    async def close(self) -> None:
+        await self.settle()
+        await self._cache.close()
+        await self._http.close()
 
     async def picture_search(self, sha: str, data: bytes, url: str | None) -> ToolResult:
-        """Image search where the content hash is known."""
+        """Web pages whose main picture looks like this one, in order of relevance. `sha` is its `picture_sha`."""
         return await self._call(ToolKind.IMAGE, sha, lambda trace: self._images.search(sha, data, url, trace))
 
     async def text_search(self, query: str, question: str) -> ToolResult:
@@ -87,7 +112,7 @@ class SearchTools:
         except Exception as error:  # a bug in here must not kill hundreds of rollouts; it is loud in the log and counted
             self._report(kind, error)
             failure, detail = ToolFailure.BAD_RESPONSE, f"{type(error).__name__} in the tool"
-        return ToolResult(
+        result = ToolResult(
             kind,
             query,
             tuple(hits),
@@ -97,29 +122,22 @@ class SearchTools:
             cached=failure is None and trace.requests == 0,
             attempts=max(1, trace.attempts),
             cost_usd=trace.cost_usd,
+            partial=trace.partial,
         )
+        self._measures.call(result)
+        return result
 
     def _report(self, kind: ToolKind, error: Exception) -> None:
         """The traceback of a bug, without keys."""
         logger.error("%s search broke: %s", kind, self._http.redact("".join(traceback.format_exception(error))))
 
     async def problems(self, timeout: float = 5.0) -> list[str]:
-        """One sentence for each service that does not answer; empty when all do. Costs nothing at any provider."""
-        sections = {name: section for name, section in services(self._config).items() if kind_of(name, section).needs_url}
-        whys = await asyncio.gather(*(reachable(self._http, section.url, timeout) for section in sections.values()))
-        return [
-            f"tools.{name}: nothing answers at {public(section.url)} ({why}): start the {section.kind} service or correct tools.{name}.url"
-            for (name, section), why in zip(sections.items(), whys, strict=True)
-            if why
-        ]
-
-    async def check(self) -> None:
-        """Raises ToolsError naming every service that does not answer, and the remedy."""
-        if found := await self.problems():
-            raise ToolsError("; ".join(found))
+        """One sentence for each service that does not answer or refuses its key; empty when all is well. Free of charge."""
+        named = {name: cast(Provider, getattr(self._providers, name)) for name in services(self._config)}
+        troubles = await asyncio.gather(*(provider.probe(timeout) for provider in named.values()))
+        return [self._http.redact(f"tools.{name}: {trouble}") for name, trouble in zip(named, troubles, strict=True) if trouble]
 
     def stats(self) -> dict[str, float]:
-        """Counters since the start: <service>.requests, .<failure>, .breaker_opened, .cost_usd, cache.<layer>.hits ..."""
-        counts = {f"{name}.{what}": float(n) for name, guard in self._guards.items() for what, n in guard.counts.items()}
-        costs = {f"{name}.cost_usd": guard.cost_usd for name, guard in self._guards.items() if guard.cost_usd}
-        return counts | costs | {f"cache.{what}": float(n) for what, n in self._cache.counts.items()}
+        """Counts since the start that add up over actors; their names stand in tools.measures. Concurrency is as it is now."""
+        guards = {f"{name}.{what}": float(n) for name, guard in self._guards.items() for what, n in guard.stats().items()}
+        return guards | self._measures.stats() | {f"cache.{what}": float(n) for what, n in self._cache.counts.items()}

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
-from mmsr_ray.config import PriceConfig
+from mmsr_ray.config import PriceConfig, ProviderConfig, ToolsConfig
 from mmsr_ray.tools.errors import ToolsError
 from mmsr_ray.tools.providers.base import Usage
 
@@ -134,6 +135,11 @@ class Purse:
         self._stride = max(costliest, self._budget // _STRIDES if self._budget else 64 * costliest)
         self._spent = self._written = record.read()
         self._leases: dict[str, _Lease] = {}
+
+    @classmethod
+    def of(cls, services: Mapping[str, ProviderConfig], tools: ToolsConfig, record: SpentRecord) -> Self:
+        """The purse of tools with these services. Nothing is ever written where none has a price."""
+        return cls(tools.budget_usd, record, costliest=max(highest(name, s.price, tools.page_chars) for name, s in services.items()))
 
     def lease(self, seat: str, life: str, *, least: int, want: int, spent: int = 0, back: int = 0) -> Grant:
         """Between `least` and `want` nano-USD. `spent` and `back` leave the holder's earlier leases first (`settle`)."""

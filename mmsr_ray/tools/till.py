@@ -10,11 +10,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Protocol
 
+from mmsr_ray.config import PriceConfig
 from mmsr_ray.tools.errors import ProviderError
-from mmsr_ray.tools.purse import Grant, Purse
+from mmsr_ray.tools.providers.base import Page, Summary, Usage
+from mmsr_ray.tools.purse import NANO, Grant, Purse, highest, price_of
 from mmsr_ray.types import ToolFailure
 
 logger = logging.getLogger(__name__)
@@ -45,8 +47,17 @@ class LocalBank:
 class Bill:
     """What a request cost, in nano-USD; nothing until its service has answered."""
 
-    def __init__(self) -> None:
+    def __init__(self, price: PriceConfig) -> None:
+        self._price = price
         self.cost = 0
+
+    @property
+    def usd(self) -> float:
+        return self.cost / NANO
+
+    def answered(self, value: object) -> None:
+        """The service answered with `value`; "nothing found" is an answer."""
+        self.cost = price_of(self._price, value.usage if isinstance(value, (Page, Summary)) else Usage())
 
 
 class Till:
@@ -62,9 +73,9 @@ class Till:
         self._idle: asyncio.TimerHandle | None = None
 
     @asynccontextmanager
-    async def reserve(self, service: str, amount: int, deadline: float) -> AsyncIterator[Bill]:
+    async def reserve(self, service: str, price: PriceConfig, amount: int, deadline: float) -> AsyncIterator[Bill]:
         """Inside, `amount` nano-USD are this request's. Raises BUDGET when there is no money; `deadline` is event-loop time."""
-        bill = Bill()
+        bill = Bill(price)
         if amount == 0:
             yield bill
             return
@@ -76,7 +87,7 @@ class Till:
             self._free += max(0, amount - bill.cost)
             self._spent += bill.cost
             if bill.cost > amount:
-                logger.warning("%s billed %.6f USD for one request, more than was reserved", service, bill.cost / 1e9)
+                logger.warning("%s billed %.6f USD for one request, more than was reserved", service, bill.usd)
             self._watch_idleness()
 
     async def close(self) -> None:
@@ -94,7 +105,9 @@ class Till:
                     grant = await asyncio.shield(task)  # a caller that gives up must not lose a lease
                     if grant.amount == 0:
                         if grant.wait == 0:
-                            raise ProviderError(ToolFailure.BUDGET, f"{service}: what is left of tools.budget_usd does not pay for a request")
+                            raise ProviderError(
+                                ToolFailure.BUDGET, f"{service}: what is left of tools.budget_usd does not pay for a request"
+                            )
                         await asyncio.sleep(grant.wait)
                 self._free -= amount
                 self._reserved += amount
@@ -126,12 +139,24 @@ class Till:
         try:
             await self._bank.settle(spent, back)
         except ProviderError as error:
-            logger.warning("unspent money of %.6f USD was not given back: %s", back / 1e9, error)
+            logger.warning("unspent money of %.6f USD was not given back: %s", back / NANO, error)
 
     def _keep(self, task: asyncio.Task[Grant] | asyncio.Task[None]) -> None:
         self._tasks.add(task)  # the loop itself holds no reference
         task.add_done_callback(self._tasks.discard)
         task.add_done_callback(_retrieve)
+
+
+class Payer:
+    """Pays for the requests of one service."""
+
+    def __init__(self, till: Till, service: str, price: PriceConfig, page_chars: int) -> None:
+        self._till, self._service, self._price = till, service, price
+        self._highest = highest(service, price, page_chars)
+
+    def reserve(self, deadline: float) -> AbstractAsyncContextManager[Bill]:
+        """As `Till.reserve`, for the most that one request may cost."""
+        return self._till.reserve(self._service, self._price, self._highest, deadline)
 
 
 def _retrieve(task: asyncio.Task[Grant] | asyncio.Task[None]) -> None:

@@ -11,9 +11,9 @@ import pytest
 
 from mmsr_ray.config import PriceConfig
 from mmsr_ray.tools.errors import ProviderError, ToolsError
-from mmsr_ray.tools.providers.base import Usage
+from mmsr_ray.tools.providers.base import Page, Summary, Usage
 from mmsr_ray.tools.purse import NANO, Grant, Purse, SpentFile, Unrecorded, highest, nano, price_of
-from mmsr_ray.tools.till import LocalBank, Till
+from mmsr_ray.tools.till import LocalBank, Payer, Till
 from mmsr_ray.types import ToolFailure
 
 CENT = nano(0.01)
@@ -146,7 +146,7 @@ def soon(seconds: float = 1.0) -> float:
 
 
 async def pay(till: Till, cost: int, *, reserve: int = CENT, seconds: float = 0.0, within: float = 1.0) -> None:
-    async with till.reserve("text_search", reserve, soon(within)) as bill:
+    async with till.reserve("text_search", PriceConfig(), reserve, soon(within)) as bill:
         await asyncio.sleep(seconds)
         bill.cost = cost
 
@@ -163,12 +163,28 @@ async def test_what_a_request_did_not_cost_is_free_again() -> None:
     assert purse.account.spent == pytest.approx(0.0925)
 
 
+async def test_what_was_answered_is_billed_by_its_usage() -> None:
+    purse = Purse(1.0, Unrecorded(), costliest=CENT)
+    price = PriceConfig(per_call=0.001, per_million_input_tokens=1.0)
+    payer = Payer(Till(LocalBank(purse)), "summariser", price, page_chars=30_000)
+    for value, cost in [
+        (Summary("s", Usage(2_000, 10)), 0.003),
+        (Page("t", "p", Usage(1_000, 0)), 0.002),
+        (["leads"], 0.001),
+        (None, 0.001),
+    ]:
+        async with payer.reserve(soon()) as bill:
+            assert bill.usd == 0
+            bill.answered(value)
+            assert bill.usd == cost
+
+
 async def test_a_failed_request_costs_nothing() -> None:
     purse = Purse(0.01, Unrecorded(), costliest=CENT)
     till = Till(LocalBank(purse))
     for _ in range(5):
         with pytest.raises(ZeroDivisionError):
-            async with till.reserve("text_search", CENT, soon()):
+            async with till.reserve("text_search", PriceConfig(), CENT, soon()):
                 _ = 1 / 0
     await pay(till, CENT)
     await till.close()
