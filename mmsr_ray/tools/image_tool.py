@@ -20,7 +20,7 @@ from mmsr_ray.tools.providers.base import Lead, Photo
 from mmsr_ray.types import ImageHit, Picture, ToolFailure
 
 _INLINE_BYTES, _INLINE_PIXELS = 100_000, 100_000  # a bigger thumbnail is decoded on a thread
-_DECODERS = 4  # threads at most: one large picture may need 150 MB
+_DECODERS = 2  # threads at most: a picture of 16 megapixels takes a second and 300 MB
 _PICTURES = ("image/", "application/octet-stream", "binary/octet-stream")  # content types; the bytes are checked by decoding
 
 

@@ -30,6 +30,7 @@ _ACCESS, _SECRET = "s3.access_key", "s3.secret_key"
 _SLOW = {"SlowDown", "SlowDownRead", "SlowDownWrite", "Throttling", "ThrottlingException", "TooManyRequests", "RequestLimitExceeded"}
 _NO_KEY = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "AllAccessDisabled", "AccountProblem", "ExpiredToken"}
 _MAX_THREADS = 16
+_PIXEL = b"GIF89a\x01\x00\x01\x00\x80\x00\x00\x00\x00\x00\xff\xff\xff,\x00\x00\x00\x00\x01\x00\x01\x00\x00\x02\x02D\x01\x00;"
 
 
 class S3Host(Provider):
@@ -61,6 +62,17 @@ class S3Host(Provider):
 
     async def upload(self, data: bytes) -> str:
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._put, data)
+
+    async def probe(self, timeout: float) -> str:
+        """By writing a picture of one pixel: a key that may only write is a good key. One request's price, the same object each time."""
+        try:
+            async with asyncio.timeout(timeout):
+                await self.upload(_PIXEL)
+        except ProviderError as error:
+            return error.detail
+        except TimeoutError:
+            return f"S3 does not answer in {timeout:g} s: correct tools.image_host.url"
+        return ""
 
     def _put(self, data: bytes) -> str:
         kind, key = media_type(data), self._key_of(data)
