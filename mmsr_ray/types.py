@@ -99,6 +99,7 @@ class ToolFailure(StrEnum):
     BAD_RESPONSE = "bad_response"  # garbage JSON, wrong shape
     REJECTED = "rejected"  # 4xx: bad key, bad request
     BUDGET = "budget"  # the money that tools.budget_usd allows is spent: nothing was asked
+    TAPE_MISS = "tape_miss"  # a replay was asked for what its tape does not hold: the run has to end
     NO_RESULTS = "no_results"  # the provider answered: nothing found. The policy's affair, not infrastructure
 
     @property

@@ -16,6 +16,7 @@ from typing import TypeVar
 from mmsr_ray.agent.pieces import PictureError, Piece, QuestionError, SizedPicture
 from mmsr_ray.agent.ports import EngineError, Generate, Tools
 from mmsr_ray.agent.prompts import PromptSet
+from mmsr_ray.agent.seeds import seed_of
 from mmsr_ray.agent.tokens import Codec, Delta, Transcript
 from mmsr_ray.config import AgentConfig
 from mmsr_ray.types import (
@@ -104,7 +105,7 @@ class Conversation:
         if room < 1:
             raise Ended(Outcome.POLICY_ERROR, "too long")
         cap = min(self.parts.sampling.max_tokens, self.parts.limits.max_turn_tokens, room)
-        sampling = replace(self.parts.sampling, max_tokens=cap)
+        sampling = replace(self.parts.sampling, max_tokens=cap, seed=seed_of(self.parts.sampling.seed, len(self.turns)))
         started = time.perf_counter()
         try:
             generation = await self._bounded(

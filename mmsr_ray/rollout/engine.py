@@ -268,14 +268,19 @@ def engine_args(config: Config, store_name: str | None, seed: int) -> AsyncEngin
     from vllm.platforms import current_platform
 
     rollout, agent, model = config.rollout, config.agent, config.model
-    cpu: dict[str, Any] = (
-        {"kv_cache_memory_bytes": rollout.kv_cache_gib << 30, "block_size": CPU_BLOCK} if current_platform.is_cpu() else {}
-    )
+    max_model_len = rollout.max_model_len or agent.max_total_tokens
+    cpu: dict[str, Any] = {}
+    if current_platform.is_cpu():
+        cpu = {"kv_cache_memory_bytes": rollout.kv_cache_gib << 30, "block_size": CPU_BLOCK}
+        if rollout.seeded:
+            # Room in one step for whatever can be there: a prompt with a seed that is split over two steps kills vLLM's CPU
+            # engine (it rewinds the request's generator by an offset, which CPU generators do not have).
+            cpu["max_num_batched_tokens"] = rollout.max_num_seqs * max_model_len
     return AsyncEngineArgs(
         model=model.path,
         dtype=model.dtype,  # type: ignore[arg-type]
         seed=seed,
-        max_model_len=rollout.max_model_len or agent.max_total_tokens,
+        max_model_len=max_model_len,
         max_num_seqs=rollout.max_num_seqs,
         tensor_parallel_size=rollout.tensor_parallel,
         gpu_memory_utilization=rollout.gpu_memory_utilization,

@@ -26,12 +26,14 @@ from ray.rllib.env.env_runner import EnvRunner
 
 from mmsr_ray.agent.episode import InputError, Tools, run_episode
 from mmsr_ray.agent.prompts import PromptSet
+from mmsr_ray.agent.seeds import seed_of
 from mmsr_ray.config import Config, from_dict
 from mmsr_ray.rewards.score import score
 from mmsr_ray.rollout.engine import EngineDead, VLLMEngine
 from mmsr_ray.rollout.summary import summarise
 from mmsr_ray.tools.actor import RemoteTools
-from mmsr_ray.types import Group, GroupSummary, Outcome, Sample, Sampling, Ticket, Trajectory, TrajectorySummary
+from mmsr_ray.tools.tape import TapeMiss
+from mmsr_ray.types import Group, GroupSummary, Outcome, Sample, Sampling, Ticket, ToolFailure, Trajectory, TrajectorySummary
 from mmsr_ray.weights.store import NO_VERSION, find_store, store_name
 
 logger = logging.getLogger(__name__)
@@ -133,22 +135,31 @@ class SearchEnvRunner(EnvRunner):
     async def sample_group(self, ticket: Ticket, n: int, step: int) -> tuple[GroupSummary, Group]:
         """`n` scored rollouts of one prompt, fewer where infrastructure broke them. Call it with `num_returns=2`.
 
-        `step` counts training steps from 1. Below `rollout.min_survivors` the summary's metrics hold {"dropped": 1.0}.
+        `step` counts training steps from 1. Below `rollout.min_survivors` the summary's metrics hold {"dropped": 1.0},
+        and {"out_of_money": 1.0} where a search was refused because the budget is spent.
         """
         await self.ready()
         began = time.monotonic()
         sample = await _fetch(ticket)
-        sampling = Sampling(self._settings.rollout.temperature, self._settings.agent.max_turn_tokens)
-        tasks = [asyncio.create_task(self._trajectory(sample, i, "on_demand", sampling, step)) for i in range(n)]
-        survivors = [t for t in await self._before_deadline(tasks, ticket.uid) if t.outcome is not Outcome.INFRA_ERROR]
+        tasks = [asyncio.create_task(self._trajectory(sample, i, "on_demand", self._sampling(ticket, i), step)) for i in range(n)]
+        ended = await self._before_deadline(tasks, ticket.uid)
+        survivors = [t for t in ended if t.outcome is not Outcome.INFRA_ERROR]
         summaries = tuple(summarise(t, sample) for t in survivors)
         metrics = {"seconds": time.monotonic() - began, "infra_errors": float(n - len(survivors))}
+        if any(t.out_of_money for t in ended):
+            metrics["out_of_money"] = 1.0
         if len(survivors) < self._settings.rollout.min_survivors:
             metrics["dropped"] = 1.0
         self._counts["groups"] += 1
         self._counts["trajectories"] += len(survivors)
         self._counts["infra_errors"] += n - len(survivors)
         return GroupSummary(ticket.uid, ticket.epoch, summaries, metrics), Group(ticket.uid, ticket.epoch, sample, tuple(survivors))
+
+    def _sampling(self, ticket: Ticket, index: int) -> Sampling:
+        """Seeded by what the rollout is, and not by the attempt: one that infrastructure broke is the same one when it is run anew."""
+        seed = self._settings.run.seed if self._settings.rollout.seeded else None
+        seed = seed_of(seed, ticket.epoch, ticket.uid, index)
+        return Sampling(self._settings.rollout.temperature, self._settings.agent.max_turn_tokens, seed)
 
     async def _before_deadline(self, tasks: list[asyncio.Task[Trajectory]], uid: str) -> list[Trajectory]:
         """Finished trajectories, by index. The rest is cancelled; an error that is not of the sample's making is raised."""
@@ -172,15 +183,18 @@ class SearchEnvRunner(EnvRunner):
         return trajectories
 
     async def _trajectory(self, sample: Sample, index: int, workflow: str, sampling: Sampling, step: int) -> Trajectory:
-        """One rollout, scored, run anew while infrastructure breaks it. After the last attempt it is returned unscored."""
+        """One rollout, scored, run anew while infrastructure breaks it. After the last attempt, or out of money, it is returned unscored."""
         config = self._settings
         for attempt in range(config.rollout.infra_retries + 1):
             if attempt:
                 self._counts["infra_retries"] += 1
                 await asyncio.sleep(RETRY_SECONDS * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
             trajectory = await self._episode(sample, index, workflow, sampling)
+            _raise_if_not_on_tape(trajectory)
             if trajectory.outcome is not Outcome.INFRA_ERROR:
                 return replace(trajectory, reward=score(trajectory, sample, config.reward, config.agent.allowed_paths, step))
+            if trajectory.out_of_money:
+                return trajectory
             await self._exit_if_dead()
             logger.info("rollout %d of %s: %s", index, sample.uid, trajectory.detail)
         return trajectory
@@ -226,6 +240,13 @@ class SearchEnvRunner(EnvRunner):
             "syncs": float(self._engine.syncs),
             "version": float(await self._engine.version()),
         }
+
+
+def _raise_if_not_on_tape(trajectory: Trajectory) -> None:
+    """Raises TapeMiss: asking again would not help, and to leave the rollout out would be another run than the one recorded."""
+    for turn in trajectory.turns:
+        if turn.tool is not None and turn.tool.failure is ToolFailure.TAPE_MISS:
+            raise TapeMiss(turn.tool.detail)
 
 
 async def _fetch(ticket: Ticket) -> Sample:

@@ -22,10 +22,11 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
 from mmsr_ray.config import Config, ToolsConfig
+from mmsr_ray.tools import taped
 from mmsr_ray.tools.errors import ToolsError
 from mmsr_ray.tools.exported import Exported
 from mmsr_ray.tools.measures import add
-from mmsr_ray.tools.pipeline import SearchTools
+from mmsr_ray.tools.pipeline import SearchTools, picture_sha
 from mmsr_ray.tools.providers import read_keys
 from mmsr_ray.tools.providers.base import Keys
 from mmsr_ray.tools.purse import FILE as SPENT
@@ -53,14 +54,18 @@ class Home:
 
 
 class ToolActor:
-    """`SearchTools` behind Ray. One event loop, so one session, one cache, one table of flights."""
+    """`SearchTools` behind Ray, behind the run's tape. One event loop, so one session, one cache, one table of flights."""
 
     def __init__(self, config: ToolsConfig, topk: int, home: Home, keys: Keys) -> None:
         # by name: a handle among the arguments would tie restarts to the object store
         quota = ray.get_actor(_quota_name(home.run), namespace=home.namespace)
         self._life, self._fingerprint = uuid.uuid4().hex, home.fingerprint
         bank = RemoteBank(quota, home.seat, self._life)
-        self._tools = SearchTools(config, topk, RemoteQuota(quota), bank, keys, share=config.actors, observers=[Exported(home.run)])
+
+        def live() -> SearchTools:
+            return SearchTools(config, topk, RemoteQuota(quota), bank, keys, share=config.actors, observers=[Exported(home.run)])
+
+        self._tools = taped.with_tape(live, config, topk, keys)
 
     async def image_search(self, sha: str, picture: bytes, url: str | None) -> ToolResult:
         return await self._tools.picture_search(sha, picture, url)
@@ -99,7 +104,7 @@ class RemoteTools:
 
     async def image_search(self, picture_bytes: bytes, url: str | None, question: str) -> ToolResult:
         """Web pages whose main picture looks like this one."""
-        sha = hashlib.sha256(picture_bytes or (url or "").encode()).hexdigest()  # a caller may know the address only
+        sha = picture_sha(picture_bytes, url)
         return await self._call(ToolKind.IMAGE, sha, lambda actor: actor.image_search.remote(sha, picture_bytes, url))
 
     async def text_search(self, query: str, question: str) -> ToolResult:
@@ -167,10 +172,12 @@ async def _awaited(call: Awaitable[T]) -> T:
 def start_tools(config: Config) -> RemoteTools:
     """Start (or find) the quota and tool actors of this run: named, and alive as long as the caller keeps the result.
 
-    Keys are read here, once, from this process's environment. Raises ToolsError for a missing key, an unknown kind, actors
-    that do not come up, a record of money that cannot be read, or tools of this run that are up with other settings.
+    Keys are read here, once, from this process's environment; a replay of a tape needs none. Raises ToolsError for a missing
+    key, an unknown kind, a tape that cannot be used, actors that do not come up, a record of money that cannot be read, or
+    tools of this run that are up with other settings.
     """
-    keys = read_keys(config.tools)
+    taped.prepare(config)
+    keys = read_keys(config.tools) if taped.needs_live(config.tools) else Keys({})
     spent = Path(config.run.dir, config.run.name, SPENT).absolute()
     SpentFile(spent).read()
     mark = fingerprint(config, keys)
