@@ -35,9 +35,9 @@ class PickledPicture:
         """The picture as an RGB JPEG, on white where it is transparent. Raises PickleRefused when the state is no picture."""
         try:
             _, mode, (width, height), palette, pixels = self.state[:5]
-            if mode not in _MODES or not 0 < width * height <= _MAX_PIXELS:
+            if mode not in _MODES or not isinstance(pixels, bytes) or not 0 < width * height <= _MAX_PIXELS:
                 raise PickleRefused(f"a picture of mode {mode!r} and {width}x{height} pixels")
-            picture = Image.frombytes(mode, (width, height), bytes(pixels))
+            picture = Image.frombytes(mode, (width, height), pixels)
             if mode in ("P", "PA"):
                 picture.putpalette(palette)
             return _jpeg(picture)
@@ -87,6 +87,8 @@ _HELPERS: dict[tuple[str, str], Any] = {
     ("__builtin__", "bytes"): _no_bytes,
     ("builtins", "object"): _Inert,
     ("__builtin__", "object"): _Inert,
+    ("builtins", "str"): _Inert,  # the base of a text chunk
+    ("__builtin__", "unicode"): _Inert,
     ("collections", "OrderedDict"): dict,
     ("fractions", "Fraction"): _Inert,
     ("PIL.TiffImagePlugin", "IFDRational"): _Inert,
