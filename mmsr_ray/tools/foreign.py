@@ -53,7 +53,7 @@ _INVISIBLE = re.compile(
 )
 _LINES = re.compile(r"\n\s*\n\s*\n+")
 _MARKUP = re.compile(
-    r"</?(?:a|abbr|article|aside|b|big|blockquote|body|br|button|center|cite|code|dd|del|div|dl|dt|em|embed|figcaption|figure|font|footer"
+    r"</?(?=[a-z])(?:a|abbr|article|aside|b|big|blockquote|body|br|button|center|cite|code|dd|del|div|dl|dt|em|embed|figcaption|figure|font|footer"
     r"|form|h[1-6]|head|header|hr|html|i|iframe|img|input|ins|label|li|link|main|mark|meta|nav|noscript|object|ol|option|p|pre|s|script"
     r"|section|small|source|span|strong|style|sub|sup|svg|table|tbody|td|tfoot|th|thead|title|tr|tt|u|ul|video|wbr)\b[^<>]{0,300}>",
     re.IGNORECASE,

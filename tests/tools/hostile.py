@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gzip
 import io
 import struct
@@ -37,9 +38,10 @@ def endless(head: bytes, piece: bytes, pause: float = 0.0) -> Answer:
     return answer
 
 
-def bomb(megabytes: int, level: int = 9) -> bytes:
-    """Zeros, a thousandth of their size."""
-    packer = zlib.compressobj(level, wbits=31)
+@functools.cache
+def bomb(megabytes: int) -> bytes:
+    """Zeros in gzip, a thousandth of their size."""
+    packer = zlib.compressobj(wbits=31)
     return b"".join([*(packer.compress(bytes(1_000_000)) for _ in range(megabytes)), packer.flush()])
 
 

@@ -168,16 +168,18 @@ def test_sixteen_megapixels_are_decoded_in_time() -> None:
     assert time.perf_counter() - start < 6.0
 
 
-@given(st.binary(max_size=400), st.sampled_from(sorted(REFUSED)), st.integers(0, 400))
-def test_a_damaged_picture_is_a_typed_failure_or_a_picture(noise: bytes, name: str, at: int) -> None:
+@given(st.binary(max_size=400), st.integers(0, 400))
+def test_a_damaged_picture_is_a_typed_failure_or_a_picture(noise: bytes, at: int) -> None:
     for sound in (encoded(PHOTO.resize((40, 30)), kind) for kind in ("PNG", "JPEG", "GIF", "WEBP")):
         data = sound[:at] + noise + sound[at + len(noise) :]
-        try:
-            mended = foreign.thumbnail(data, BUDGET)
-        except ProviderError as error:
-            assert error.failure is ToolFailure.NO_RESULTS
-        else:
-            assert opened(mended).format in ("PNG", "JPEG")
+        assert fate(data) in ("PNG", "JPEG", ToolFailure.NO_RESULTS)
+
+
+def fate(data: bytes) -> object:
+    try:
+        return opened(foreign.thumbnail(data, BUDGET)).format
+    except ProviderError as error:
+        return error.failure
 
 
 # ---------------------------------------------------------------------------------------------------------------- text
@@ -236,10 +238,10 @@ def test_markup_goes_and_mathematics_stays() -> None:
     )
     assert foreign.clean_line("a < b > c, List<String>, x<y", 100) == "a < b > c, List<String>, x<y"
     start = time.perf_counter()
-    foreign.clean_text("<b " * 100_000, 150_000)
-    foreign.clean_text("<" * 300_000, 150_000)
-    foreign.clean_text("\n \n" * 100_000, 150_000)
-    assert time.perf_counter() - start < 2.0
+    foreign.clean_text("<b " * 20_000, 30_000)
+    foreign.clean_text("<" * 60_000, 30_000)
+    foreign.clean_text("\n \n" * 20_000, 30_000)
+    assert time.perf_counter() - start < 1.0
 
 
 @given(st.one_of(NASTY, NASTY.map(lambda tail: "http://example.org/" + tail), NASTY.map(lambda host: f"https://{host}/")))

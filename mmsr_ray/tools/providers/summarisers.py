@@ -47,6 +47,13 @@ class ChatSummariser(Provider):
         self._url = root if root.endswith("/chat/completions") else f"{root}/chat/completions"
         self._service = f"summariser {public(self._url)}"
 
+    async def probe(self, timeout: float) -> str:
+        """By GET /models, which is free."""
+        if not self._key:
+            return await super().probe(timeout)
+        models = f"{self._url.removesuffix('/chat/completions')}/models"
+        return (await self._probe_key(models, timeout, headers={"Authorization": f"Bearer {self._key}"}))[0]
+
     async def summarise(self, page: str, question: str) -> Summary:
         """A page that is too long for the model is cut to half, once."""
         try:
