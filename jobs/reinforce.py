@@ -39,6 +39,8 @@ def reinforce(config: Config, model: str, folder: Path) -> str:
     results = _tuner(config, folder).fit()
     if results.errors:
         raise TrainingFailed(f"training failed after {config.grpo.max_failures} restarts: {results.errors[0]}") from results.errors[0]
+    if (results[0].metrics or {}).get("stopped"):
+        raise TrainingFailed(f"training stopped: three optimiser steps in a row were not finite; see {folder}/nonfinite_step_*.parquet")
     return str(folder / "model")
 
 
@@ -54,7 +56,7 @@ def _tuner(config: Config, folder: Path) -> tune.Tuner:
         run_config=tune.RunConfig(
             name=EXPERIMENT,
             storage_path=str(folder),
-            stop={"finished_steps": config.grpo.steps},
+            stop={"finished_steps": config.grpo.steps, "stopped": 1},
             checkpoint_config=tune.CheckpointConfig(
                 num_to_keep=config.grpo.keep_checkpoints, checkpoint_frequency=config.grpo.checkpoint_every, checkpoint_at_end=True
             ),

@@ -15,7 +15,6 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mmsr_ray.learner.objective import LossConfig, complaint
-
 from mmsr_ray.tools.addresses import Reach
 from mmsr_ray.tools.cache_settings import CacheConfig
 from mmsr_ray.tools.cache_settings import complaint as cache_complaint

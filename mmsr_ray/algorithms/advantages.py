@@ -1,4 +1,4 @@
-"""Group advantages of GRPO (spec §4.3). Pure functions over numbers.
+"""Group advantages (spec §4.2). Pure functions over numbers.
 
 Invariant: an advantage depends on the rewards of its own group and on nothing else.
 """
@@ -9,16 +9,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mmsr_ray.learner.objective import Baseline, Normalise
 from mmsr_ray.types import TrajectorySummary
 
 EPSILON = 1e-6
 
 
-def group_advantages(rewards: Sequence[float], *, denormalise: bool = False) -> np.ndarray:
+def group_advantages(rewards: Sequence[float], *, baseline: Baseline = Baseline.MEAN, normalise: Normalise = Normalise.STD) -> np.ndarray:
     """Advantages of the rollouts of one prompt, float64 [G].
 
-    (r - mean) / (std + 1e-6) with the unbiased standard deviation; with `denormalise` the division is left out
-    (Dr. GRPO). A group of one has no baseline: mean 0 and std 1 are taken, as the original does.
+    r - baseline, divided by std + 1e-6 with normalise=std, where std is the group's unbiased standard deviation (GRPO);
+    normalise=none leaves the division out (Dr. GRPO, arXiv 2503.20783). The baseline is the mean of the group, or with
+    leave_one_out that of the others (RLOO, arXiv 2402.14740), which is G / (G - 1) times as far away. A group of one has
+    no baseline: mean 0 and std 1 are taken, as the original does.
     Raises ValueError for an empty group or a reward that is not finite.
     """
     values = np.asarray(rewards, dtype=np.float64)
@@ -26,10 +29,13 @@ def group_advantages(rewards: Sequence[float], *, denormalise: bool = False) -> 
         raise ValueError(f"a group needs a flat list of at least one reward, got shape {values.shape}")
     if not np.all(np.isfinite(values)):
         raise ValueError(f"rewards must be finite, got {values.tolist()}")
-    if values.size == 1:
-        return values / (1.0 + EPSILON)
+    size = values.size
+    if size == 1:
+        return values / (1.0 + EPSILON) if normalise is Normalise.STD else values
     centred = values - values.mean()
-    return centred if denormalise else centred / (values.std(ddof=1) + EPSILON)
+    if baseline is Baseline.LEAVE_ONE_OUT:
+        centred = centred * (size / (size - 1))
+    return centred / (values.std(ddof=1) + EPSILON) if normalise is Normalise.STD else centred
 
 
 def carries_signal(trajectories: Sequence[TrajectorySummary]) -> bool:

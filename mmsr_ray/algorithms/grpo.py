@@ -31,7 +31,7 @@ from ray.rllib.utils.checkpoints import Checkpointable
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME, TIMERS
 from ray.tune import PlacementGroupFactory
 
-from mmsr_ray.algorithms import checkpoints, parts
+from mmsr_ray.algorithms import checkpoints, nonfinite, parts
 from mmsr_ray.algorithms.advantages import group_advantages
 from mmsr_ray.algorithms.grpo_config import GRPOConfig
 from mmsr_ray.algorithms.keeping import Keeper
@@ -41,6 +41,7 @@ from mmsr_ray.algorithms.sampling import Sampler
 from mmsr_ray.config import from_dict
 from mmsr_ray.evaluation.rows import measure_rows
 from mmsr_ray.learner.group import LearnerError
+from mmsr_ray.learner.objective import longest_answer, resolve
 from mmsr_ray.learner.plan import Item, plan_update
 from mmsr_ray.learner.schedule import learning_rate
 from mmsr_ray.observability.trackers import Trackers
@@ -70,12 +71,15 @@ class GRPO(Algorithm):
         self._blank_rllib_fields()
         assert isinstance(self.config, GRPOConfig)
         self.c = from_dict(self.config.settings)
+        self.objective = resolve(self.c.grpo.loss, longest_answer(self.c.agent))
+        logger.info("objective: %s", self.objective)
         self.folder = Path(self.c.run.dir, self.c.run.name).absolute()
         self.metrics_file = MetricsFile(self.folder / "metrics.jsonl")
         self._trackers: Trackers | None = None  # from the first record on: what is drawn of later steps is then superseded
         self.finished_steps = 0
         self.version = 0
         self._failed_in_a_row = 0
+        self._stopped = ""  # why, once losses that are not finite have ended the run
         self._seconds_per_step: list[float] = []
         self.keeper = Keeper(self.folder / "trajectories")
         self.parts = parts.start(self.c, self.config, logdir=self.logdir, trial=self.trial_id)
@@ -104,6 +108,8 @@ class GRPO(Algorithm):
 
     def training_step(self) -> None:
         """Collect, learn, publish, log. Raises when a part is dead beyond repair or a deadline passes."""
+        if self._stopped:
+            raise nonfinite.NonFiniteError(self._stopped)
         if self.finished_steps == 0 and self.c.evaluation.before_training:
             self._measure("before RL")
         began = time.monotonic()
@@ -136,6 +142,11 @@ class GRPO(Algorithm):
             "total": time.monotonic() - began,
         }
         self._log(batch, groups, learned, seconds, stale)
+        self._stopped = nonfinite.verdict(learned, self.finished_steps, [entry.result.group for entry in batch], self.folder)
+        self.metrics.log_value("stopped", float(bool(self._stopped)), window=1)
+        if self._stopped:
+            logger.critical("training stops: %s", self._stopped)
+            return
         self._finish_if_last()
 
     def _learn(self, batch: Sequence[Entry], groups: Sequence[GroupSummary]) -> dict[str, float]:
@@ -170,7 +181,8 @@ class GRPO(Algorithm):
     def _items(self, groups: Sequence[GroupSummary]) -> list[Item]:
         items = []
         for number, group in enumerate(groups):
-            advantages = group_advantages([t.reward for t in group.trajectories], denormalise=self.c.grpo.loss.denormalise)
+            rewards = [t.reward for t in group.trajectories]
+            advantages = group_advantages(rewards, baseline=self.objective.baseline, normalise=self.objective.normalise)
             for index, (row, advantage) in enumerate(zip(group.trajectories, advantages, strict=True)):
                 items.append(Item(number, index, float(advantage), row.length, row.sampled_tokens, row.pictures))
         return items

@@ -23,6 +23,7 @@ from mmsr_ray.algorithms.runners import RunnerGroup
 from mmsr_ray.config import Config
 from mmsr_ray.data.feeder import start_feeder
 from mmsr_ray.learner.group import LearnerGroup
+from mmsr_ray.learner.objective import longest_answer, resolve
 from mmsr_ray.weights.store import start_store, store_name
 
 logger = logging.getLogger(__name__)
@@ -95,7 +96,7 @@ def start_runners(
 def start_learners(config: Config, learners: LearnerGroup, folder: str | None = None) -> None:
     """Start the ranks, from a checkpoint folder if given (which holds the KL reference too)."""
     learners.restart(folder)
-    if folder is None and config.grpo.loss.kl_coef > 0:
+    if folder is None and resolve(config.grpo.loss, longest_answer(config.agent)).kl_coef > 0:
         learners.set_reference()
 
 

@@ -22,6 +22,7 @@ from mmsr_ray.algorithms.advantages import carries_signal
 from mmsr_ray.algorithms.ledger import Entry, Ledger
 from mmsr_ray.algorithms.runners import RunnerGroup
 from mmsr_ray.config import Config
+from mmsr_ray.learner.objective import filters_groups
 from mmsr_ray.types import GroupSummary
 
 logger = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ class Sampler:
         self._runners = runners
         self._feeder = feeder
         self._ledger = ledger
+        self._filters = filters_groups(config.grpo.filter_groups, config.grpo.loss)
         self._prepare = prepare
         self._flights: dict[ObjectRef, _Flight] = {}
         self._feed: tuple[ObjectRef, float] | None = None  # the open request to the feeder and its start
@@ -162,7 +164,7 @@ class Sampler:
             self._lose(entry, f"only {len(summary.trajectories)} of {size} rollouts survived infrastructure errors")
             return
         limit = self._config.grpo.filter_limit * self._config.grpo.groups_per_step
-        if self._config.grpo.filter_groups and self.filtered_in_step < limit and not carries_signal(summary.trajectories):
+        if self._filters and self.filtered_in_step < limit and not carries_signal(summary.trajectories):
             self.filtered_in_step += 1
             self._ledger.filter(entry)
             return

@@ -208,7 +208,7 @@ def _timed_pass(policy: Policy, rows: list[Row], mini: MiniBatch, cache: PatchCa
     began = time.perf_counter()
     for portion in mini.ranks[0]:
         batch = collate_portion(portion, lambda item: rows[item.group], policy, cache).to(device)
-        contribution(policy, batch, mini, loss="sft", config=None, temperature=1.0).loss.backward()
+        contribution(policy, batch, mini, objective=None, temperature=1.0).loss.backward()
     _synchronise(device)
     return time.perf_counter() - began
 

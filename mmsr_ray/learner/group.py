@@ -71,9 +71,10 @@ class LearnerGroup:
     def update(self, plan: UpdatePlan, group_refs: list[ObjectRef]) -> dict[str, float]:
         """Train on a plan; `group_refs[i]` refers to the types.Group that the plan's items call group i.
 
-        Returns loss, policy_loss, kl, entropy, clip_fraction, mismatch_abs_mean, mismatch_max, tis_mean, grad_norm
-        (before clipping), skipped (optimiser steps whose gradients were not finite), lr, tokens, seconds; means over
-        the plan's mini-batches.
+        Returns loss, policy_loss, kl, entropy, clip_fraction, mismatch_abs_mean, mismatch_max, correction_mean,
+        correction_masked, grad_norm (before clipping), skipped (optimiser steps whose loss or gradients were not
+        finite), skipped_in_a_row (the longest row of them that this update saw, earlier updates' included), lr, tokens,
+        seconds; means over the plan's mini-batches.
         """
         if plan.world_size != self._config.learner.world_size:
             raise ValueError(f"the plan is for {plan.world_size} ranks, the group has {self._config.learner.world_size}")

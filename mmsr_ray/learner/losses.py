@@ -1,34 +1,36 @@
-"""GRPO and SFT losses over the sampled tokens of one micro-batch. Pure torch.
+"""The policy loss and the SFT loss over the sampled tokens of one micro-batch. Pure torch.
 
 Promise: normalisers are global. A micro-batch's loss is its share of the mini-batch's loss, so the sum over all
 micro-batches of all ranks, and with it the gradient, does not depend on how the mini-batch was cut.
 
-Everything is flat: S sampled tokens, with the number of the sequence each belongs to.
+Everything is flat: S sampled tokens, with the number of the row (an answer) each belongs to. Every algorithm is one
+`Objective`: its ratio, its clip and its correction are in `ratios`, its KL term in `kl`, its mean in `token_weights`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
-if TYPE_CHECKING:  # the settings' loader needs more than torch
-    from mmsr_ray.config import LossConfig
-
-LOG_RATIO_LIMIT = 20.0  # exp(20) is already absurd; keeps a broken log-prob from turning the batch into inf
+from mmsr_ray.learner.kl import kl_per_token
+from mmsr_ray.learner.objective import Aggregate, Objective
+from mmsr_ray.learner.ratios import correction, log_ratio, surrogate
 
 
 @dataclass(frozen=True, slots=True)
 class LossInputs:
-    """All float32 [S], except `entropy` (may be None) and `reference` (None without KL). Natural logarithms."""
+    """float32 [S] where not said otherwise. Natural logarithms."""
 
     logprobs: torch.Tensor  # of the weights being trained, with gradient
     old_logprobs: torch.Tensor  # of the weights at the start of the update, by the trainer
     rollout_logprobs: torch.Tensor  # of the engine that sampled
     advantages: torch.Tensor
-    weights: torch.Tensor  # 1 / normaliser of each token: sums to one over the mini-batch
-    reference: torch.Tensor | None = None  # of the frozen model
+    weights: torch.Tensor  # of each token in the mini-batch's mean (`token_weights`)
+    rows: torch.Tensor  # int64 [S], the row of each token
+    tokens_per_row: torch.Tensor  # int64 [B]
+    share: float  # 1 / sampled tokens of the mini-batch: what is measured is a mean over tokens, whatever the loss is
+    reference: torch.Tensor | None = None  # of the frozen model; None without KL
     entropy: torch.Tensor | None = None  # with gradient when entropy_coef > 0
 
 
@@ -42,69 +44,62 @@ class LossOutputs:
 
 
 def token_weights(
-    sequence_of_token: torch.Tensor, tokens_per_sequence: torch.Tensor, *, aggregate: str, total_tokens: int, total_sequences: int
+    rows: torch.Tensor,
+    tokens_per_row: torch.Tensor,
+    *,
+    aggregate: Aggregate,
+    total_tokens: int,
+    total_rows: int,
+    constant_length: int = 1,
 ) -> torch.Tensor:
-    """Weight of each sampled token in the mini-batch's mean.
+    """Weight of each sampled token in the mini-batch's mean: float32 [S].
+
+    token: 1 / all sampled tokens (DAPO's equation 12, and the original's code). sequence: the mean within each answer,
+    then over answers (GRPO's equation 3). constant: 1 / (answers * constant_length), Dr. GRPO, in which a long answer
+    counts for more, in proportion to its tokens.
 
     Args:
-        sequence_of_token: int64 [S], row of each token.
-        tokens_per_sequence: int64 [B], sampled tokens of each row.
-        aggregate: "token" (mean over all sampled tokens, as in the original's code) or "sequence" (mean within each
-            rollout, then over rollouts, as in the paper's equation 2).
-        total_tokens, total_sequences: of the whole mini-batch, over all ranks.
-
-    Returns:
-        float32 [S].
+        rows: int64 [S], row of each token.
+        tokens_per_row: int64 [B], sampled tokens of each row.
+        total_tokens, total_rows: of the whole mini-batch, over all ranks.
     """
-    if aggregate == "token":
-        return torch.full(sequence_of_token.shape, 1.0 / max(total_tokens, 1), device=sequence_of_token.device)
-    if aggregate == "sequence":
-        per_sequence = 1.0 / (tokens_per_sequence.clamp(min=1).float() * max(total_sequences, 1))
-        return per_sequence[sequence_of_token]
-    raise ValueError(f"aggregate {aggregate!r}: choose token or sequence")
+    if aggregate is Aggregate.SEQUENCE:
+        per_row = 1.0 / (tokens_per_row.clamp(min=1).float() * max(total_rows, 1))
+        return per_row[rows]
+    divisor = total_tokens if aggregate is Aggregate.TOKEN else total_rows * constant_length
+    return torch.full(rows.shape, 1.0 / max(divisor, 1), device=rows.device)
 
 
-def k3(logprobs: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """Low-variance, unbiased, non-negative estimate of KL(policy || reference) per token (Schulman's k3)."""
-    difference = (reference - logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
-    return torch.expm1(difference) - difference
+def policy_loss(inputs: LossInputs, objective: Objective) -> LossOutputs:
+    """Minus the corrected, clipped surrogate, plus the KL term, minus the entropy bonus.
 
-
-def grpo_loss(inputs: LossInputs, config: LossConfig) -> LossOutputs:
-    """Clipped surrogate (arXiv 2402.03300) with k3 KL, optional entropy bonus and truncated importance sampling.
-
-    The surrogate's ratio is against the trainer's own log-probs at the start of the update; the mismatch between
-    trainer and engine, and the staleness of tokens sampled by older weights, enter as a detached weight
-    min(exp(old - rollout), tis_cap) (truncated importance sampling), switched off by tis_cap = 0.
+    The surrogate's ratio is against the trainer's own log-probs at the start of the update. The mismatch between
+    trainer and engine, and the staleness of tokens sampled by older weights, enter as the correction's detached weight.
     """
-    log_ratio = (inputs.logprobs - inputs.old_logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
-    ratio = log_ratio.exp()
-    clipped = ratio.clamp(1.0 - config.clip_low, 1.0 + config.clip_high)
-    surrogate = torch.minimum(ratio * inputs.advantages, clipped * inputs.advantages)
-    mismatch = (inputs.old_logprobs - inputs.rollout_logprobs).detach()
-    importance = torch.ones_like(mismatch)
-    if config.tis_cap > 0:
-        importance = mismatch.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp().clamp(max=config.tis_cap)
-    weights = inputs.weights
-    policy_loss = -(importance * surrogate * weights).sum()
-    loss = policy_loss
+    rows, counts = inputs.rows, inputs.tokens_per_row
+    ratio = log_ratio(inputs.logprobs, inputs.old_logprobs, objective.ratio, rows, counts).exp()
+    value, clipped = surrogate(ratio, inputs.logprobs, inputs.advantages, objective)
+    corrected = correction(inputs.old_logprobs, inputs.rollout_logprobs, objective, rows, counts)
+    policy = -(corrected * value * inputs.weights).sum()
+    loss = policy
+    mismatch = (inputs.old_logprobs - inputs.rollout_logprobs).detach().abs()
     sums = {
-        "policy_loss": policy_loss.detach(),
-        "clip_fraction": ((clipped * inputs.advantages < ratio * inputs.advantages).float() * weights).sum(),
-        "mismatch_abs_mean": (mismatch.abs() * weights).sum(),
-        "tis_mean": (importance * weights).sum(),
+        "policy_loss": policy.detach(),
+        "clip_fraction": clipped.sum() * inputs.share,
+        "mismatch_abs_mean": mismatch.sum() * inputs.share,
+        "correction_mean": corrected.sum() * inputs.share,
+        "correction_masked": (corrected == 0).sum() * inputs.share,
     }
     if inputs.reference is not None:
-        kl = (k3(inputs.logprobs, inputs.reference) * weights).sum()
-        loss = loss + config.kl_coef * kl
-        sums["kl"] = kl.detach()
+        kl = kl_per_token(inputs.logprobs, inputs.reference, inputs.old_logprobs, objective.kl_kind, objective.kl_gradient)
+        loss = loss + objective.kl_coef * (kl * inputs.weights).sum()
+        sums["kl"] = kl.detach().sum() * inputs.share
     if inputs.entropy is not None:
-        entropy = (inputs.entropy * weights).sum()
-        if config.entropy_coef:
-            loss = loss - config.entropy_coef * entropy
-        sums["entropy"] = entropy.detach()
+        if objective.entropy_coef:
+            loss = loss - objective.entropy_coef * (inputs.entropy * inputs.weights).sum()
+        sums["entropy"] = inputs.entropy.detach().sum() * inputs.share
     sums["loss"] = loss.detach()
-    return LossOutputs(loss=loss, sums=sums, maxima={"mismatch_max": _max_or_zero(mismatch.abs())})
+    return LossOutputs(loss=loss, sums=sums, maxima={"mismatch_max": _max_or_zero(mismatch)})
 
 
 def sft_loss(inputs: LossInputs) -> LossOutputs:
@@ -112,7 +107,7 @@ def sft_loss(inputs: LossInputs) -> LossOutputs:
     loss = -(inputs.logprobs * inputs.advantages * inputs.weights).sum()
     sums = {"loss": loss.detach(), "policy_loss": loss.detach()}
     if inputs.entropy is not None:
-        sums["entropy"] = (inputs.entropy.detach() * inputs.weights).sum()
+        sums["entropy"] = inputs.entropy.detach().sum() * inputs.share
     return LossOutputs(loss=loss, sums=sums, maxima={})
 
 

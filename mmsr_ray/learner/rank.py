@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save_file
 from mmsr_ray.config import Config
 from mmsr_ray.learner.batch import Row
 from mmsr_ray.learner.model import Policy, load_policy, named_weights
+from mmsr_ray.learner.objective import longest_answer, resolve
 from mmsr_ray.learner.pictures import PatchCache, VisionGeometry
 from mmsr_ray.learner.plan import Item, MiniBatch, Portion, UpdatePlan
 from mmsr_ray.learner.step import collate_portion, contribution, score
@@ -37,7 +38,7 @@ from mmsr_ray.weights.publisher import Bucket, buckets
 logger = logging.getLogger(__name__)
 
 TAG = "learner"
-METRICS = ("loss", "policy_loss", "kl", "entropy", "clip_fraction", "mismatch_abs_mean", "tis_mean")
+METRICS = ("loss", "policy_loss", "kl", "entropy", "clip_fraction", "mismatch_abs_mean", "correction_mean", "correction_masked")
 SIDE_FILES = ("*.json", "*.txt", "*.jinja", "*.model")  # tokenizer, processor, chat template, configs
 
 
@@ -75,7 +76,9 @@ class LearnerRank:
         self._config = config
         self._model_path = model_path
         self._dtype = torch.bfloat16 if config.learner.dtype == "bfloat16" else torch.float32  # of compute
+        self._objective = resolve(config.grpo.loss, longest_answer(config.agent))
         self._reference: Policy | None = None
+        self._skipped_in_a_row = 0
 
     # ------------------------------------------------------------------------------------------------ start
 
@@ -125,17 +128,19 @@ class LearnerRank:
             group["lr"] = plan.lr
         # the first mini-batch trains on the weights that the others need their old log-probs from: its own are free
         old = [None, *([self._score(portion) for portion in mini.ranks[self._rank]] for mini in plan.minibatches[1:])]
-        tally = _Tally(self._device)
+        tally = _Tally(self._device, self._skipped_in_a_row)
         for mini, old_logprobs in zip(plan.minibatches, old, strict=False):
             self._step(mini, plan, old_logprobs, tally)
         self._groups = {}
+        self._skipped_in_a_row = tally.skipped_in_a_row
         metrics = tally.reduce()
         metrics |= {"lr": plan.lr, "tokens": float(sum(item.length for item in plan.items)), "seconds": time.monotonic() - began}
         return metrics
 
     def _step(self, mini: MiniBatch, plan: UpdatePlan, old: list[torch.Tensor] | None, tally: _Tally) -> None:
         portions = mini.ranks[self._rank]
-        kl = plan.loss == "grpo" and self._config.grpo.loss.kl_coef > 0 and self._reference is not None
+        objective = self._objective if plan.loss == "grpo" else None
+        reference = self._reference if objective is not None and objective.kl_coef > 0 else None
         for number, portion in enumerate(portions):
             self._engine.set_gradient_accumulation_boundary(number == len(portions) - 1)
             batch = self._collate(portion)
@@ -143,11 +148,10 @@ class LearnerRank:
                 self._engine,
                 batch,
                 mini,
-                loss=plan.loss,
-                config=self._config.grpo.loss,
+                objective=objective,
                 temperature=self._config.rollout.temperature,
                 old=None if old is None else old[number],
-                reference=score(self._reference, batch, self._config.rollout.temperature) if kl and self._reference is not None else None,
+                reference=None if reference is None else score(reference, batch, self._config.rollout.temperature),
             )
             # DeepSpeed averages gradients over ranks; the loss is already this rank's share of the sum
             self._engine.backward(out.loss * self._config.learner.world_size, scale_wrt_gas=False)
@@ -270,7 +274,9 @@ class LearnerRank:
 class _Tally:
     """Sums of metrics over micro-batches, reduced over ranks once an update; skipped steps count for nothing else."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, skipped_in_a_row: int) -> None:
+        self.skipped_in_a_row = skipped_in_a_row  # up to now, with those of earlier updates
+        self._longest = 0
         self._sums = torch.zeros(len(METRICS), dtype=torch.float64, device=device)
         self._current = torch.zeros_like(self._sums)
         self._mismatch = torch.zeros(1, dtype=torch.float64, device=device)
@@ -286,6 +292,8 @@ class _Tally:
 
     def step(self, norm: float, skipped: bool) -> None:
         self._skipped += skipped
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
+        self._longest = max(self._longest, self.skipped_in_a_row)
         if not skipped:
             self._norms.append(norm)
             self._sums += self._current
@@ -299,7 +307,7 @@ class _Tally:
         metrics = {name: float(value) / steps for name, value in zip(METRICS, self._sums.tolist(), strict=True)}
         metrics["mismatch_max"] = float(self._mismatch)
         metrics["grad_norm"] = sum(self._norms) / steps
-        metrics["skipped"] = float(self._skipped)
+        metrics |= {"skipped": float(self._skipped), "skipped_in_a_row": float(self._longest)}
         return metrics
 
 

@@ -8,18 +8,16 @@ loop for one process with torch alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
 import torch
 
 from mmsr_ray.learner.batch import MicroBatch, Row, collate
-from mmsr_ray.learner.losses import LossInputs, LossOutputs, grpo_loss, sft_loss, token_weights
+from mmsr_ray.learner.losses import LossInputs, LossOutputs, policy_loss, sft_loss, token_weights
 from mmsr_ray.learner.model import Entropy, Policy, PolicyOutput
+from mmsr_ray.learner.objective import Aggregate, Objective
 from mmsr_ray.learner.pictures import PatchCache
 from mmsr_ray.learner.plan import Item, MiniBatch, Portion, UpdatePlan
-
-if TYPE_CHECKING:
-    from mmsr_ray.config import LossConfig
 
 RowOf = Callable[[Item], Row]
 Scorer = Callable[..., PolicyOutput]  # a Policy, or the engine that wraps one
@@ -41,40 +39,42 @@ def contribution(
     batch: MicroBatch,
     mini: MiniBatch,
     *,
-    loss: str,
-    config: LossConfig | None,
+    objective: Objective | None,
     temperature: float,
     old: torch.Tensor | None = None,
     reference: torch.Tensor | None = None,
 ) -> LossOutputs:
-    """This micro-batch's share of the mini-batch's loss, with gradient.
+    """This micro-batch's share of the mini-batch's loss, with gradient. A loss that is not finite has no finite gradient.
 
     Args:
-        loss: "grpo" or "sft".
-        config: of the grpo loss; sft takes None.
-        temperature: the rollout's; sft always scores at 1.
+        objective: of reinforcement learning; None is supervised learning, which scores at temperature 1.
+        temperature: the rollout's.
         old: float32 [S], log-probs at the start of the update; None when this step is the first of its update, where
             they equal the current ones.
         reference: float32 [S], log-probs of the frozen model; None leaves the KL term out.
     """
-    if loss == "sft":
+    if objective is None:
         output = policy(batch, 1.0, Entropy.NONE)
-        return sft_loss(_inputs(batch, mini, output, "token", old, reference))
-    if loss != "grpo" or config is None:
-        raise ValueError(f"loss {loss!r}: choose sft, or grpo with its config")
-    output = policy(batch, temperature, Entropy.TRAINED if config.entropy_coef else Entropy.MEASURED)
-    return grpo_loss(_inputs(batch, mini, output, config.aggregate, old, reference), config)
+        return _poisoned(sft_loss(_inputs(batch, mini, output, None, old, reference)), output.logprobs)
+    output = policy(batch, temperature, Entropy.TRAINED if objective.entropy_coef else Entropy.MEASURED)
+    return _poisoned(policy_loss(_inputs(batch, mini, output, objective, old, reference), objective), output.logprobs)
 
 
 def _inputs(
-    batch: MicroBatch, mini: MiniBatch, output: PolicyOutput, aggregate: str, old: torch.Tensor | None, reference: torch.Tensor | None
+    batch: MicroBatch,
+    mini: MiniBatch,
+    output: PolicyOutput,
+    objective: Objective | None,
+    old: torch.Tensor | None,
+    reference: torch.Tensor | None,
 ) -> LossInputs:
     weights = token_weights(
         batch.row_of_token,
         batch.tokens_per_row,
-        aggregate=aggregate,
+        aggregate=Aggregate.TOKEN if objective is None else objective.aggregate,
         total_tokens=mini.sampled_tokens,
-        total_sequences=mini.sequences,
+        total_rows=mini.sequences,
+        constant_length=1 if objective is None else objective.constant_length,
     )
     return LossInputs(
         logprobs=output.logprobs,
@@ -82,9 +82,17 @@ def _inputs(
         rollout_logprobs=batch.rollout_logprobs,
         advantages=batch.advantages,
         weights=weights,
+        rows=batch.row_of_token,
+        tokens_per_row=batch.tokens_per_row,
+        share=1.0 / max(mini.sampled_tokens, 1),
         reference=reference,
         entropy=output.entropy,
     )
+
+
+def _poisoned(out: LossOutputs, logprobs: torch.Tensor) -> LossOutputs:
+    """A clamp may hide from the gradient what is not finite in the loss: the step must be skipped all the same."""
+    return replace(out, loss=out.loss + torch.where(torch.isfinite(out.loss.detach()), 0.0, torch.nan) * logprobs.sum())
 
 
 def fit(
@@ -113,7 +121,7 @@ def fit(
 
                 batch = collate_portion(portion, row_of, policy, cache).to(device)
                 with torch.autocast(device.type, dtype=autocast or torch.bfloat16, enabled=autocast is not None):
-                    out = contribution(policy, batch, mini, loss="sft", config=None, temperature=1.0)
+                    out = contribution(policy, batch, mini, objective=None, temperature=1.0)
                 out.loss.backward()
                 for name, value in out.sums.items():
                     sums[name] = sums[name] + value if name in sums else value

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmsr_ray.config import LossConfig
 from mmsr_ray.learner.benchmark import run
+from mmsr_ray.learner.objective import PRESETS, LossConfig, Objective, resolve
 from mmsr_ray.learner.pictures import PatchCache
 from mmsr_ray.learner.plan import Item, UpdatePlan, plan_update
-from mmsr_ray.learner.step import collate_portion, contribution, fit
+from mmsr_ray.learner.step import collate_portion, contribution, fit, score
 from tests.learner.conftest import make_policy, make_row
 
 ROWS = [make_row(i, length=25 + 8 * i, advantage=(-1.0) ** i) for i in range(8)]
@@ -23,28 +23,46 @@ def make_plan(*, world_size: int = 1, tokens: int = 10_000, packing: str = "neve
     return plan_update(items, world_size=world_size, micro_batch_tokens=tokens, packing=packing, loss=loss, lr=1e-3)
 
 
-def loss_and_gradient(plan: UpdatePlan, cache: PatchCache, config: LossConfig) -> tuple[float, torch.Tensor]:
-    """All ranks' micro-batches one after the other in this process: what the ranks' sum must be."""
+def loss_and_gradient(plan: UpdatePlan, cache: PatchCache, objective: Objective) -> tuple[float, torch.Tensor]:
+    """All ranks' micro-batches one after the other in this process: what the ranks' sum must be.
+
+    Old and rollout log-probs lie near the policy's and depend on the token alone, so that ratios are neither 1 nor all clipped.
+    """
     policy = make_policy()
     total = 0.0
     mini = plan.minibatches[0]
     for portion in (portion for rank in mini.ranks for portion in rank):
         batch = collate_portion(portion, lambda item: ROWS[item.group], policy, cache)
         reference = torch.full_like(batch.rollout_logprobs, -5.0)
-        out = contribution(policy, batch, mini, loss=plan.loss, config=config, temperature=0.9, reference=reference)
+        old = score(policy, batch, 0.9) + 0.1 * torch.sin(1000 * batch.rollout_logprobs)
+        batch.rollout_logprobs = old + 0.2 * torch.sin(2000 * batch.rollout_logprobs)
+        out = contribution(policy, batch, mini, objective=objective, temperature=0.9, old=old, reference=reference)
         out.loss.backward()
         total += out.loss.item()
     return total, torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])
 
 
-@pytest.mark.parametrize("aggregate", ["token", "sequence"])
-def test_loss_and_gradient_do_not_depend_on_ranks_micro_batches_or_layout(cache: PatchCache, aggregate: str) -> None:
-    config = LossConfig(aggregate=aggregate, kl_coef=0.01, entropy_coef=0.01)
-    loss, gradient = loss_and_gradient(make_plan(), cache, config)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_loss_and_gradient_do_not_depend_on_ranks_micro_batches_or_layout(cache: PatchCache, preset: str) -> None:
+    config = LossConfig(preset=preset, clip_low=0.05, clip_high=0.05, correction="mask", kl_coef=0.01, entropy_coef=0.01)
+    objective = resolve(config, longest=30)
+    loss, gradient = loss_and_gradient(make_plan(), cache, objective)
     for plan in (make_plan(tokens=100), make_plan(world_size=2, tokens=130), make_plan(world_size=3, tokens=200, packing="always")):
-        other_loss, other_gradient = loss_and_gradient(plan, cache, config)
+        other_loss, other_gradient = loss_and_gradient(plan, cache, objective)
         assert other_loss == pytest.approx(loss, rel=1e-4)
         torch.testing.assert_close(other_gradient, gradient, rtol=1e-3, atol=1e-5)
+
+
+def test_an_infinite_loss_has_no_finite_gradient(cache: PatchCache) -> None:
+    """The clamp of the log-ratio gives it a gradient of zero: taken for a good step it would hide that the data are broken."""
+    policy, plan = make_policy(), make_plan()
+    batch = collate_portion(plan.minibatches[0].ranks[0][0], lambda item: ROWS[item.group], policy, cache)
+    batch.advantages[0] = math.inf
+    old = score(policy, batch, 1.0) + 50.0
+    out = contribution(policy, batch, plan.minibatches[0], objective=Objective(), temperature=1.0, old=old)
+    out.loss.backward()
+    assert not torch.isfinite(out.loss)
+    assert not any(torch.isfinite(p.grad).all() for p in policy.hf.lm_head.parameters() if p.grad is not None)
 
 
 def test_fit_lowers_the_loss_and_skips_what_is_not_finite(cache: PatchCache) -> None:
