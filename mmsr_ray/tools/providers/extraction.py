@@ -34,6 +34,7 @@ class Extractor:
     """For one event loop. Threads start when they are needed."""
 
     def __init__(self) -> None:
+        _library()  # now: the first page's seconds are not for it
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="extract")
         self._free = asyncio.Semaphore(THREADS)
 
@@ -62,16 +63,20 @@ def main_text(html: bytes, charset: str, url: str) -> Text:
 
     Raises ProviderError (NO_RESULTS) where there is none.
     """
-    trafilatura: Any = importlib.import_module("trafilatura")  # slow to import, and only this reader wants it
     page = decode(html, charset)
     try:
-        found = trafilatura.bare_extraction(slim(page, HTML_CHARS), url=url, with_metadata=True, include_comments=False)
+        found = _library().bare_extraction(slim(page, HTML_CHARS), url=url, with_metadata=True, include_comments=False)
     except Exception as error:  # a foreign parser on a hostile page: whatever it stumbles over is that page's trouble
         raise ProviderError(ToolFailure.NO_RESULTS, f"{public(url)}: {type(error).__name__} in the extraction of its text") from None
     text = str(found.text or "") if found is not None else ""
     if found is None or not text.strip():
         raise ProviderError(ToolFailure.NO_RESULTS, f"{public(url)}: no text found in the page")
     return Text(clean_line(found.title, TITLE_CHARS), text)
+
+
+def _library() -> Any:
+    """trafilatura: slow to import, and only one reader wants it."""
+    return importlib.import_module("trafilatura")
 
 
 def slim(html: str, limit: int) -> str:
