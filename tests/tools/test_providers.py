@@ -45,8 +45,8 @@ async def test_reader_url_reaches_the_service_whole(web: Web) -> None:
 
 def test_extract_prefers_sentences_of_the_question_and_keeps_their_order() -> None:
     page = "Cats sleep. The bridge opened in 1932. Dogs bark. Fish swim. Birds sing. Cows graze. The bridge is 500 m long.\nEnd of page."
-    assert extract(page, "How long is the bridge?", sentences=2) == "The bridge opened in 1932. The bridge is 500 m long."
-    assert extract("One. Two. Three.", "unrelated", sentences=2) == "One. Two."
+    assert extract(page, "How long is the bridge?", 2) == "The bridge opened in 1932. The bridge is 500 m long."
+    assert extract("One. Two. Three.", "unrelated", 2) == "One. Two."
     assert extract("  \n ", "q") == ""
 
 

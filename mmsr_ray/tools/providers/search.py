@@ -103,7 +103,7 @@ class SerperLens(_Serper):
 
 
 class SerperGoogle(_Serper):
-    """POST /search, `organic[]`. Serper asks more for `num` above ten, that is for agent.topk above five."""
+    """POST /search, `organic[]`, at most `num`."""
 
     async def search(self, query: str, limit: int) -> list[Lead]:
         answer = await self._post("search", {"q": query, "num": limit})
