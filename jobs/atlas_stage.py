@@ -18,7 +18,7 @@ from ray import ObjectRef
 import mmsr_ray.agent
 import mmsr_ray.atlas
 from mmsr_ray.agent.prompts import PromptSet
-from mmsr_ray.atlas.prepare import demonstrations, point_at, prepare, start_web
+from mmsr_ray.atlas.prepare import demonstrations, point_at, prepare, start_web, world_settings
 from mmsr_ray.config import Config
 from mmsr_ray.learner.plan import Item
 from mmsr_ray.types import Group
@@ -68,7 +68,7 @@ def demonstrations_version(config: Config) -> str:
     """Changes whenever the demonstrations may: the world's settings and code, the prompts, the agent's limits and code."""
     sources = [file for package in (mmsr_ray.atlas, mmsr_ray.agent) for file in sorted(Path(package.__path__[0]).glob("*.py"))]
     values: dict[str, Any] = {
-        "atlas": {name: value for name, value in asdict(config.atlas).items() if name != "dir"},
+        "atlas": world_settings(config.atlas),
         "agent": asdict(config.agent),
         "prompts": PromptSet.load(config.agent.prompts).texts(),
         "code": hashlib.sha256(b"".join(file.read_bytes() for file in sources)).hexdigest(),

@@ -3,8 +3,10 @@
     python jobs/benchmark.py suite=rollout [check=true] [--config jobs/configs/atlas.yaml] [key=value ...]
 
 Suites: `rollout` (the runner against bare vLLM; what slow tools cost a step), `weights` (seconds of a weight update, growth
-of the object store), `gpu` (the learner's compute core; needs one GPU). With check=true a ratio that is a tenth worse than
-the committed one under tests/baselines fails. Rows are those of the design, section 6: ratio is value / reference_value.
+of the object store), `tools` (what the tool plane adds to slow services, and TRL's tool loop beside ours), `faults` (training
+with broken services against training with sound ones, three seeds, about 25 minutes), `gpu` (the learner's compute core;
+needs one GPU). With check=true a ratio that is a tenth worse than the committed one under tests/baselines fails. Rows are
+those of the design, section 6: ratio is value / reference_value.
 """
 
 from __future__ import annotations
@@ -31,6 +33,10 @@ import torch
 from safetensors.torch import load_file
 
 from jobs.atlas_stage import world
+from jobs.benchmark_faults import SETTINGS as FAULTS_SETTINGS
+from jobs.benchmark_faults import faults
+from jobs.benchmark_rows import row
+from jobs.benchmark_tools import tools
 from jobs.connect import connect
 from jobs.run_folder import with_absolute_paths
 from mmsr_ray.algorithms.grpo_config import GRPOConfig
@@ -49,18 +55,6 @@ ROOT = Path(__file__).resolve().parent.parent
 TOLERANCE = 0.1  # a ratio may be this share worse than the committed one
 REQUESTS_PER_CALL = 3  # a call to a tool is three requests in a row: upload, search, thumbnails; or search, read, summarise
 UPDATES = 100
-
-
-def row(name: str, value: float, unit: str, reference: str, reference_value: float, suite: str) -> dict[str, Any]:
-    return {
-        "name": name,
-        "value": round(value, 4),
-        "unit": unit,
-        "reference": reference,
-        "reference_value": round(reference_value, 4),
-        "ratio": round(value / reference_value, 4),
-        "command": f"python jobs/benchmark.py suite={suite}",
-    }
 
 
 def rollout(config: Config) -> list[dict[str, Any]]:
@@ -168,18 +162,21 @@ def gpu(config: Config) -> list[dict[str, Any]]:
     return rows
 
 
-SUITES: dict[str, Callable[[Config], list[dict[str, Any]]]] = {"rollout": rollout, "weights": weights, "gpu": gpu}
-NO_RAY = {"gpu"}
+Suite = Callable[[Config], list[dict[str, Any]]]
+ON_ATLAS: dict[str, Suite] = {"rollout": rollout, "weights": weights}  # Ray and the Atlas web run around them
+BY_THEMSELVES: dict[str, Suite] = {"tools": tools, "faults": faults, "gpu": gpu}
+SUITES = ON_ATLAS | BY_THEMSELVES
+SETTINGS = {"faults": FAULTS_SETTINGS}  # of a suite, over the config's and under the command line's
 
 
 def measure(suite: str, config: Config) -> list[dict[str, Any]]:
-    if suite in NO_RAY:
-        return SUITES[suite](config)
+    if suite in BY_THEMSELVES:
+        return BY_THEMSELVES[suite](config)
     connect(config)
     with world(config) as here:
-        tools = start_tools(here)
-        rows = SUITES[suite](here)
-        del tools
+        running = start_tools(here)
+        rows = ON_ATLAS[suite](here)
+        del running
     return rows
 
 
@@ -196,7 +193,7 @@ def report(suite: str, rows: list[dict[str, Any]], folder: Path) -> Path:
 
 
 def worse_than_baseline(suite: str, rows: list[dict[str, Any]]) -> list[str]:
-    """Sentences on ratios that are a tenth worse than the committed ones. For rates more is better, for all else less is."""
+    """Sentences on ratios that are a tenth worse than the committed ones. More is better for rates and shares, less for all else."""
     file = ROOT / "tests" / "baselines" / f"{suite}.json"
     if not file.is_file():
         raise ConfigError(f"there is no baseline for {suite}: commit a good runs/benchmarks/{suite}.json as {file.relative_to(ROOT)}")
@@ -204,7 +201,7 @@ def worse_than_baseline(suite: str, rows: list[dict[str, Any]]) -> list[str]:
     found = []
     for r in rows:
         if r["name"] in known:
-            more_is_better = r["unit"].endswith("/s")
+            more_is_better = r["unit"].endswith("/s") or r["unit"].startswith("share")
             limit = known[r["name"]] * (1 - TOLERANCE if more_is_better else 1 + TOLERANCE)
             if (r["ratio"] < limit) if more_is_better else (r["ratio"] > limit):
                 found.append(f"{r['name']}: ratio {r['ratio']:.3f}, was {known[r['name']]:.3f}")
@@ -222,7 +219,7 @@ def main() -> int:
         if own.get("suite") not in SUITES:
             raise ConfigError(f"suite={own.get('suite', '')!r}: choose one of {', '.join(SUITES)}")
         settings = [item for item in args.arguments if not item.startswith(("suite=", "check="))]
-        config = with_absolute_paths(load(args.config, ["run.name=benchmark", *settings]))
+        config = with_absolute_paths(load(args.config, ["run.name=benchmark", *SETTINGS.get(own["suite"], ()), *settings]))
         rows = measure(own["suite"], config)
         report(own["suite"], rows, Path(config.run.dir))
         worse = worse_than_baseline(own["suite"], rows) if own.get("check") == "true" else []

@@ -15,6 +15,7 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 from urllib.request import urlopen
 
@@ -29,6 +30,14 @@ from mmsr_ray.types import Group
 
 log = logging.getLogger(__name__)
 PLACEHOLDER = "{atlas}"  # in a provider's URL: the base URL of the web
+_NOT_THE_WORLD = (
+    "dir",
+    "latency_seconds",
+    "failure_rate",
+    "rate_limit_rate",
+    "garbage_rate",
+    "hang_rate",
+)  # where it lies, how its web behaves
 
 
 class AtlasError(RuntimeError):
@@ -38,6 +47,11 @@ class AtlasError(RuntimeError):
 def pools(atlas: AtlasConfig) -> dict[str, int]:
     """Pool sizes as `World` takes them."""
     return {"known": atlas.known, "demonstrated": atlas.unknown_demonstrated, "train": atlas.unknown_train, "test": atlas.unknown_test}
+
+
+def world_settings(atlas: AtlasConfig) -> dict[str, Any]:
+    """The settings that the world's content follows from."""
+    return {name: value for name, value in asdict(atlas).items() if name not in _NOT_THE_WORLD}
 
 
 def world_of(atlas: AtlasConfig) -> world.World:
@@ -63,7 +77,7 @@ def _version(config: Config) -> str:
     sources = [Path(module.__file__ or "").read_bytes() for module in (world, words, teacher, sys.modules[build_policy.__module__])]
     code = hashlib.sha256(b"".join(sources)).hexdigest()
     return json.dumps(
-        {"atlas": asdict(config.atlas), "prompts": PromptSet.load(config.agent.prompts).texts(), "code": code}, sort_keys=True
+        {"atlas": world_settings(config.atlas), "prompts": PromptSet.load(config.agent.prompts).texts(), "code": code}, sort_keys=True
     )
 
 

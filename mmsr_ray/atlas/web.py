@@ -76,7 +76,7 @@ class AtlasWeb:
 
     @web.middleware
     async def _misbehave(self, request: web.Request, handler: Any) -> web.StreamResponse:
-        if request.path in ("/health", "/faults", "/stats"):
+        if request.path in ("/", "/health", "/faults", "/stats"):
             return await handler(request)
         service = request.query.get("engine") or request.path.split("/")[1]
         self.requests[service] = self.requests.get(service, 0) + 1

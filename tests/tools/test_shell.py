@@ -1,0 +1,163 @@
+"""The command line against a real web on this machine: what it shows, and one sentence with status 1 for what is wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from aiohttp import web as http
+from PIL import Image
+
+from mmsr_ray.tools.__main__ import main
+from tests.tools.web import KEY, Web, png
+
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
+
+
+@pytest.fixture
+def served() -> Iterator[Web]:
+    """A web in a thread of its own: the command line runs its own event loop."""
+    server, loop = Web(), asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    asyncio.run_coroutine_threadsafe(server.start(), loop).result(10)
+    yield server
+    asyncio.run_coroutine_threadsafe(server.stop(), loop).result(10)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(10)
+    loop.close()
+
+
+def settings(web: Web) -> list[str]:
+    urls = {
+        "image_search": "/search.json",
+        "image_host": "/upload",
+        "text_search": "/search.json",
+        "reader": "/reader/",
+        "summariser": "/v1",
+    }
+    kinds = ["tools.image_host.kind=upload", "tools.summariser.kind=chat", "tools.attempts=2", "tools.private_hosts=[127.0.0.1]"]
+    return [*kinds, *(f"tools.{name}.url={web.root}{path}" for name, path in urls.items())]
+
+
+def test_text_shows_titles_links_summaries_and_facts(served: Web, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["text", "the tower", "--question", "How high?", *settings(served), "tools.text_search.price.per_call=0.01"]) == 0
+    out = capsys.readouterr().out
+    assert f"1. Result 0\n   {served.root}/wiki/0\n   Summary" in out
+    assert out.count("Summary") == 5
+    assert "5 hits" in out and "1 attempt" in out and "$0.0100" in out
+    assert all("How high?" in prompt for prompt in served.prompts)
+
+
+def test_kinds_are_chosen_by_name_and_lose_the_address_of_another(
+    served: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MY_SERPER", KEY)
+    run = tmp_path / "run.yaml"
+    run.write_text(
+        f"model: {{path: m}}\ndata: {{train: t, test: t}}\ntools:\n  private_hosts: [127.0.0.1]\n"
+        f"  text_search: {{kind: serpapi, url: '{served.root}/search.json'}}\n  summariser: {{kind: chat, url: '{served.root}/v1'}}\n"
+    )
+    chosen = ["--provider", "serper", "--reader", "trafilatura", "--summariser", "extractive", "--config", str(run), "--json"]
+    monkeypatch.delenv("SERPER_API_KEY", raising=False)
+    assert main(["text", "q", *chosen]) == 1
+    assert "needs a key: set the environment variable SERPER_API_KEY" in capsys.readouterr().err
+    own = [f"tools.text_search.url={served.root}/serper", "tools.text_search.key_env=MY_SERPER"]
+    assert main(["text", "harbour company", *chosen, *own]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["hits"][0]["title"] == "S" and "harbour" in shown["hits"][0]["summary"]
+    assert shown["failure"] is None and shown["cached"] is False and shown["attempts"] == 1
+    assert served.queries == [{"key": KEY, "q": "harbour company", "num": 10}] and served.counts["v1"] == 0
+
+
+def test_image_saves_its_thumbnails(served: Web, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photo = tmp_path / "photo.png"
+    photo.write_bytes(png())
+    assert main(["image", str(photo), "--save", str(tmp_path / "found"), *settings(served)]) == 0
+    assert "1. Match 0" in (out := capsys.readouterr().out) and "found/1." in out
+    files = sorted((tmp_path / "found").iterdir())
+    assert [file.stem for file in files] == ["1", "2", "3", "4", "5"]
+    for file in files:
+        with Image.open(file) as picture:
+            assert (picture.format or "").lower() == file.suffix[1:]
+            picture.load()
+
+
+def test_a_picture_on_the_web_is_passed_by_its_address(served: Web, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "b"):
+        assert main(["image", f"https://example.org/{name}.png", *settings(served), "--json"]) == 0
+        assert len(json.loads(capsys.readouterr().out)["hits"]) == 5
+    assert [query["url"] for query in served.queries] == ["https://example.org/a.png", "https://example.org/b.png"]
+    assert served.counts["upload"] == 0
+
+
+def test_two_pictures_that_are_only_addresses_are_not_one_in_the_cache(
+    served: Web, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, cached in (("a", False), ("b", False), ("a", True)):
+        assert main(["image", f"https://example.org/{name}.png", f"tools.cache.dir={tmp_path}", *settings(served), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["cached"] is cached
+
+
+def test_check_gives_each_service_a_line(served: Web, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", *settings(served)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines[:2]] == [["image_search", "serpapi_lens", "ok"], ["image_host", "upload", "ok"]]
+    assert all(line.endswith("ok") for line in lines)
+    monkeypatch.delenv("SERPER_API_KEY", raising=False)
+    broken = [
+        "tools.text_search.kind=serper",
+        "tools.text_search.url=",
+        "tools.reader.url=http://127.0.0.1:9/",
+        "tools.summariser.kind=oracle",
+    ]
+    assert main(["check", *settings(served), *broken]) == 1
+    said = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert said["image_search"].endswith("ok")
+    assert "SERPER_API_KEY" in said["text_search"]
+    assert "nothing answers at http://127.0.0.1:9/" in said["reader"]
+    assert "choose chat or extractive" in said["summariser"]
+
+
+def gone(request: http.Request, n: int) -> http.Response:
+    return http.Response(status=403, text="no such key")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["text", "q", "--provider", "bing"], "tools.text_search.kind='bing' is unknown: choose serpapi"),
+        (["text", "q", "tools.text_search.url=http://127.0.0.1:9/"], "a service is down"),
+        (["text", "q", "tools.serch.url=x"], "there is no setting"),
+        (["text", "q", "--config", "nowhere.yaml"], "there is no config file nowhere.yaml"),
+        (["image", "nowhere.png"], "nowhere.png: No such file or directory"),
+        (["image", "https://example.org/a.png"], "a service refused the request"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence(served: Web, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str) -> None:
+    served.rude["google_lens"] = gone
+    assert main([*arguments[:2], *settings(served), *arguments[2:]]) == 1
+    err = capsys.readouterr().err
+    assert said in err
+    assert "Traceback" not in err
+
+
+def test_an_empty_picture_and_a_stray_argument(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty.png").touch()
+    assert main(["image", str(tmp_path / "empty.png")]) == 1
+    assert "is empty" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["text", "two", "words"])
+    assert "unexpected 'words'" in capsys.readouterr().err
+
+
+def test_it_runs_as_a_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "mmsr_ray.tools", "--help"], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0
+    assert all(command in done.stdout for command in ("text", "image", "check", "index-pictures", "index-pages", "convert-cache", "tape"))
