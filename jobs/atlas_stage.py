@@ -21,16 +21,23 @@ from mmsr_ray.agent.prompts import PromptSet
 from mmsr_ray.atlas.prepare import demonstrations, point_at, prepare, start_web, world_settings
 from mmsr_ray.config import Config
 from mmsr_ray.learner.plan import Item
+from mmsr_ray.tools.taped import needs_live
 from mmsr_ray.types import Group
 
 
 @contextmanager
 def world(config: Config) -> Iterator[Config]:
-    """Inside, the files that the config names are there and its tools point at a running web. Without Atlas: as it is."""
+    """Inside, the files that the config names are there and its tools point at a running web; a replay of a tape has none.
+
+    Without Atlas: as it is.
+    """
     if not config.atlas.enabled:
         yield config
         return
     prepare(config)
+    if not needs_live(config.tools):
+        yield config
+        return
     web = start_web(config.atlas)
     try:
         yield replace(config, tools=point_at(config.tools, web.base))

@@ -18,6 +18,7 @@ from mmsr_ray.algorithms.ledger import Ledger
 from mmsr_ray.algorithms.runners import RunnerGroup, RunnersLost
 from mmsr_ray.algorithms.sampling import Sampler, SamplingError
 from mmsr_ray.config import Config, DataConfig, ModelConfig
+from mmsr_ray.tools.tape import TapeMiss
 from mmsr_ray.types import GroupSummary, Ticket
 from tests.algorithms.values import summary
 
@@ -40,6 +41,8 @@ class ScriptedRunner(EnvRunner):
             os._exit(1)
         if kind == "hang" and first:
             await asyncio.sleep(3600)
+        if kind == "untaped":
+            raise TapeMiss("the tape in here has no text search 'x'")
         if kind == "broken" or (kind == "error" and first):
             raise RuntimeError("this prompt breaks the runner's code")
         rows = [summary(uid=ticket.uid, index=i, correct=kind != "same" and i % 2 == 0) for i in range(n)]
@@ -134,6 +137,13 @@ def test_a_prompt_that_always_breaks_is_given_up_for_the_next(sampler: Callable[
     made = sampler(["broken-1", "plain-2", "plain-3"], 2)
     assert collect(made) == ["plain-2", "plain-3"]
     assert made._ledger.reset_counts() == {"requeued": 2, "filtered": 0, "given_up": 1}
+
+
+def test_a_replay_ends_at_what_its_tape_lacks(sampler: Callable[..., Sampler]) -> None:
+    made = sampler(["plain-1", "untaped-2"], 2)
+    with pytest.raises(TapeMiss, match=r"prompt untaped-2: the tape in here has no text search 'x'$"):
+        collect(made)
+    assert made._ledger.reset_counts()["requeued"] == 0
 
 
 def test_filtering_frees_the_charge_and_stops_at_its_limit(sampler: Callable[..., Sampler]) -> None:

@@ -15,7 +15,7 @@ from mmsr_ray.agent.pieces import Own
 from mmsr_ray.agent.ports import EngineError
 from mmsr_ray.agent.tokens import Transcript
 from mmsr_ray.rollout.env_runner import SearchEnvRunner
-from mmsr_ray.types import Generation, ImageHit, Picture, Sampling, SealedTokens, TextHit, ToolKind, ToolResult
+from mmsr_ray.types import Generation, ImageHit, Picture, Sampling, SealedTokens, TextHit, ToolFailure, ToolKind, ToolResult
 
 GREEDY = Sampling(temperature=0.0, max_tokens=12)
 
@@ -31,7 +31,11 @@ def png(seed: int, side: int = 56) -> bytes:
 class ScriptedTools:
     """Tools without latency and without a web."""
 
+    failure: ToolFailure | None = None
+
     async def image_search(self, picture_bytes: bytes, url: str | None, question: str) -> ToolResult:
+        if self.failure is not None:
+            return ToolResult(ToolKind.IMAGE, "", failure=self.failure, detail=f"scripted {self.failure}")
         data = png(1, 28)
         hit = ImageHit("a page", Picture(data, hashlib.sha256(data).hexdigest()))
         return ToolResult(ToolKind.IMAGE, "", (hit,))
@@ -99,6 +103,13 @@ def fail_generations(runner: SearchEnvRunner, failures: int) -> None:
         return await original(*args)
 
     engine.generate = flaky  # type: ignore[method-assign]
+
+
+def tools_fail(runner: SearchEnvRunner, failure: ToolFailure | None) -> None:
+    """Every image search from now on; None: no longer."""
+    tools = runner._tools
+    assert isinstance(tools, ScriptedTools)
+    tools.failure = failure
 
 
 def kill_engine(runner: SearchEnvRunner) -> list[int]:

@@ -4,6 +4,7 @@ import logging
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from safetensors.torch import load_file
 
 from mmsr_ray.config import Config, load, to_dict
 from mmsr_ray.rollout.engine import load_codec
-from mmsr_ray.types import Generation, Group, GroupSummary, Outcome, Sample, Sampling, SealedTokens, Ticket
+from mmsr_ray.tools.tape import TapeMiss
+from mmsr_ray.types import Generation, Group, GroupSummary, Outcome, Sample, Sampling, SealedTokens, Ticket, ToolFailure
 from mmsr_ray.weights.publisher import buckets
 from mmsr_ray.weights.store import start_store, store_name
 from tests.rollout import scripted
@@ -252,6 +254,31 @@ def test_a_group_is_scored_sealed_and_summarised(run: Run, sample: Sample) -> No
         assert told.version_min == told.version_max == run.version
         assert told.generate_seconds > 0
     assert "dropped" not in summary.metrics
+
+
+def test_rollouts_follow_from_what_they_are_whatever_runs_beside_them(run: Run, sample: Sample) -> None:
+    """Also with more tokens waiting than vLLM's own step would take: a seed and a split prompt are the end of its CPU engine."""
+
+    def play(uids: list[str], n: int = 4) -> dict[str, list[tuple[Any, ...]]]:
+        tickets = [Ticket(uid, 1, 0, [ray.put(replace(sample, uid=uid, question=f"what is {uid}? " * 12))]) for uid in uids]
+        refs = [run.runner.sample_group.options(num_returns=2).remote(ticket, n, 1)[1] for ticket in tickets]
+        groups: list[Group] = ray.get(refs, timeout=WAIT)
+        return {g.uid: [(t.index, t.tokens.ids.tolist(), t.tokens.logprobs.tolist()) for t in g.trajectories] for g in groups}
+
+    alone = play(["u3"])
+    crowd = play([f"u{i}" for i in range(48)])
+    assert crowd["u3"] == alone["u3"]
+    assert play(["u3"], n=2)["u3"] == alone["u3"][:2]
+    assert len({tuple(ids) for _, ids, _ in alone["u3"]}) == 4
+
+
+def test_a_replay_that_misses_is_no_lost_rollout(run: Run, sample: Sample) -> None:
+    run.on_runner(scripted.tools_fail, ToolFailure.TAPE_MISS)
+    try:
+        with pytest.raises(TapeMiss, match="scripted tape_miss"):
+            ray.get(run.runner.evaluate_sample.options(num_returns=2).remote(sample, "rag"), timeout=WAIT)
+    finally:
+        run.on_runner(scripted.tools_fail, None)
 
 
 def test_infrastructure_errors_are_retried_then_dropped(run: Run, sample: Sample) -> None:

@@ -1,0 +1,141 @@
+"""A training run recorded, and repeated without a web: the same rollouts, the same numbers, the same weights."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+from huggingface_hub import save_torch_state_dict
+
+from jobs.atlas_stage import items_of
+from mmsr_ray.algorithms.grpo import GRPO
+from mmsr_ray.algorithms.grpo_config import GRPOConfig
+from mmsr_ray.algorithms.sft import batches
+from mmsr_ray.atlas.prepare import demonstrations, point_at, prepare, start_web
+from mmsr_ray.config import Config, load
+from mmsr_ray.evaluation.trajectories import read_trajectories
+from mmsr_ray.learner.batch import Row
+from mmsr_ray.learner.model import load_policy, named_weights
+from mmsr_ray.learner.pictures import PatchCache, VisionGeometry
+from mmsr_ray.learner.plan import UpdatePlan, plan_update
+from mmsr_ray.learner.step import fit
+from mmsr_ray.tools.actor import RemoteTools, start_tools, stop_tools
+
+pytestmark = pytest.mark.heavy
+RECIPE = Path(__file__).parents[2] / "jobs" / "configs" / "atlas.yaml"
+DIFFERS = {"seconds", "seconds_left", "tokens_per_second", "tools", "cost_usd", "saved_usd"}  # times, and what the tools did for it
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Config]:
+    """Atlas in small with a policy that was shown how to search; its tools name a web that is not there yet."""
+    ray.init(num_cpus=4, include_dashboard=False, object_store_memory=400 << 20, namespace="mmsr", logging_level=logging.WARNING)
+    settings = {
+        "run.dir": tmp_path_factory.mktemp("runs"),
+        "run.trackers": "[]",
+        "atlas.train_questions": 40,
+        "atlas.test_questions": 8,
+        "grpo.steps": 3,
+        "grpo.groups_per_step": 4,
+        "grpo.group_size": 4,
+        "grpo.groups_kept": 4,
+        "grpo.lr": 1e-3,
+        "rollout.cpus_per_runner": 0.5,
+        "evaluation.workflows": "[rag]",
+        "tools.actors": 2,
+    }
+    made = load(RECIPE, [f"{key}={value}" for key, value in settings.items()])
+    prepare(made)
+    _show_how_to_search(made)
+    yield made
+    ray.shutdown()
+
+
+def _show_how_to_search(config: Config) -> None:
+    """A minute's worth of the warm start, in this process: enough for searches, far too little for good answers."""
+    groups = demonstrations(config, 0, 64)
+    items = [items_of(group) for group in groups]
+    policy = load_policy(config.model.path, dtype=torch.float32, gradient_checkpointing=False)
+
+    def plans() -> Iterator[tuple[UpdatePlan, list[list[Row]]]]:
+        for batch in batches([len(i) for i in items], batch_size=8, seed=0, steps=50):
+            chosen = [replace(items[g][i], group=place) for place, (g, i) in enumerate(batch)]
+            yield (
+                plan_update(chosen, world_size=1, micro_batch_tokens=4096, loss="sft", lr=3e-3),
+                [[Row(t.tokens, 1.0) for t in groups[g].trajectories] for g, _ in batch],
+            )
+
+    cache = PatchCache(VisionGeometry.load(Path(config.model.path)))
+    for _ in fit(policy, torch.optim.AdamW(policy.parameters(), betas=(0.9, 0.98)), plans(), cache):
+        pass
+    weights = {name: tensor.detach().clone().contiguous() for name, tensor in named_weights(policy).items()}
+    save_torch_state_dict(weights, config.model.path)
+
+
+def run(config: Config) -> tuple[Path, dict[str, float]]:
+    """Train with tools of its own; the run folder, and what the tools counted."""
+    tools = start_tools(config)
+    algorithm = GRPOConfig.from_config(config).build_algo()
+    assert isinstance(algorithm, GRPO)
+    try:
+        for _ in range(config.grpo.steps):
+            algorithm.train()
+        counts = _stats(tools)
+    finally:
+        algorithm.stop()
+        stop_tools(config)
+    return Path(config.run.dir, config.run.name), counts
+
+
+def _stats(tools: RemoteTools) -> dict[str, float]:
+    import asyncio
+
+    return asyncio.run(tools.stats())
+
+
+def taped(config: Config, name: str, mode: str, base: str) -> Config:
+    tools = point_at(config.tools, base)
+    folder = str(Path(config.run.dir) / "tape")
+    return replace(config, run=replace(config.run, name=name), tools=replace(tools, tape=replace(tools.tape, mode=mode, dir=folder)))
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in DIFFERS} for line in lines]
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    files = sorted((folder / "rows").glob("*.json"))
+    return [{key: value for key, value in row.items() if key != "seconds"} for file in files for row in json.loads(file.read_text())]
+
+
+def sampled(folder: Path) -> list[tuple[Any, ...]]:
+    """Who said what: one entry per trajectory that was kept, evaluations included."""
+    kept = read_trajectories(folder / "trajectories")
+    return sorted((str(t.step), t.uid, t.index, t.workflow, repr([turn.text for turn in t.turns]), str(t.reward)) for t in kept)
+
+
+def test_a_replayed_run_is_the_recorded_one_bit_by_bit(config: Config) -> None:
+    web = start_web(config.atlas)
+    try:
+        first, recorded = run(taped(config, "recorded", "record", web.base))
+    finally:
+        web.stop()
+    assert recorded["tape.recorded"] > 10, "a run without searches proves nothing"
+    assert sum(record["searches_text"] + record["searches_image"] for record in records(first)) > 0
+    assert len({record["grad_norm"] for record in records(first)}) == config.grpo.steps, "and neither does one that learned nothing"
+
+    second, replayed = run(taped(config, "replayed", "replay", web.base))
+    assert replayed["tape.hits"] == recorded["tape.recorded"] + recorded.get("tape.hits", 0)
+    assert replayed.get("tape.misses", 0) == replayed.get("text_search.requests", 0) == replayed.get("image_search.requests", 0) == 0
+    assert sampled(second) == sampled(first)
+    assert records(second) == records(first)
+    assert [{**row, "cost_usd": 0} for row in rows(second)] == [{**row, "cost_usd": 0} for row in rows(first)]
+    assert (second / "model" / "model.safetensors").read_bytes() == (first / "model" / "model.safetensors").read_bytes()
