@@ -17,7 +17,7 @@ from mmsr_ray.tools.foreign import TITLE_CHARS, clean_line
 from mmsr_ray.tools.http import PAGE_BYTES, Http, public
 from mmsr_ray.tools.providers.base import Page, Provider, Usage
 from mmsr_ray.tools.providers.decoding import decode
-from mmsr_ray.tools.providers.extraction import Extractor
+from mmsr_ray.tools.providers.extraction import HTML_CHARS, Extractor
 from mmsr_ray.types import ToolFailure
 
 _PAGE_REFUSED = re.compile(r"OperationNotAllowed|SecurityCompromise")  # Jina's names for a page that it will not open
@@ -90,6 +90,7 @@ class TrafilaturaReader(Provider):
 
     def __init__(self, config: ProviderConfig, http: Http, key: str) -> None:
         super().__init__(config, http, key)
+        self.identity += f"|{HTML_CHARS}"
         self._extractor = Extractor()
 
     async def read(self, url: str) -> Page:
