@@ -21,6 +21,7 @@ from mmsr_ray.learner import attention
 from mmsr_ray.learner.batch import MicroBatch, TokenIds
 
 LOGIT_CHUNK_BYTES = 512 << 20  # of float32 logits alive at once
+BAN = -100.0  # added to the logits of vision tokens, as the engine does when it samples
 
 
 class ModelError(ValueError):
@@ -64,6 +65,13 @@ class Policy(nn.Module):
         padding = self._text_config.pad_token_id
         return TokenIds(image_pad=self.hf.config.image_token_id, padding=0 if padding is None else padding)
 
+    @property
+    def banned_ids(self) -> list[int]:
+        """Tokens that no rollout can sample: those that stand for pictures and videos."""
+        config = self.hf.config
+        ids = {config.image_token_id, config.video_token_id, config.vision_start_token_id, config.vision_end_token_id}
+        return sorted(i for i in ids if i is not None)
+
     def forward(self, batch: MicroBatch, temperature: float = 1.0, entropy: Entropy = Entropy.NONE) -> PolicyOutput:
         """Log-probs (natural, under `temperature`) of the batch's sampled tokens, and their entropy if asked for."""
         core = self.hf.model
@@ -95,22 +103,23 @@ class Policy(nn.Module):
         return features if isinstance(features, torch.Tensor) else features.pooler_output
 
     def _score(self, hidden: torch.Tensor, targets: torch.Tensor, temperature: float, entropy: Entropy) -> PolicyOutput:
-        vocabulary = self._text_config.vocab_size
+        vocabulary, banned = self._text_config.vocab_size, torch.tensor(self.banned_ids, device=hidden.device)
         size = max(1, LOGIT_CHUNK_BYTES // (4 * vocabulary))
         if hidden.shape[0] <= size:
-            return PolicyOutput(*_score_chunk(self.hf.lm_head, hidden, targets, temperature, entropy))
+            return PolicyOutput(*_score_chunk(self.hf.lm_head, hidden, targets, banned, temperature, entropy))
         # recomputed in the backward pass: logits of a long batch would be the largest tensor of the step
         parts = [
-            checkpoint(_score_chunk, self.hf.lm_head, h, t, temperature, entropy, use_reentrant=False)
+            checkpoint(_score_chunk, self.hf.lm_head, h, t, banned, temperature, entropy, use_reentrant=False)
             for h, t in zip(hidden.split(size), targets.split(size), strict=True)
         ]
         return PolicyOutput(torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]) if entropy is not Entropy.NONE else None)
 
 
 def _score_chunk(
-    head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor, temperature: float, entropy: Entropy
+    head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor, banned: torch.Tensor, temperature: float, entropy: Entropy
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     logits = head(hidden).float()
+    logits[:, banned] += BAN  # before the temperature, as in the engine
     if temperature != 1.0:
         logits = logits / temperature
     everything = torch.log_softmax(logits, dim=-1)

@@ -37,6 +37,7 @@ def plain_logprobs(policy: Policy, row: Row, cache: PatchCache) -> torch.Tensor:
     with torch.no_grad():
         logits = fresh(input_ids=ids, attention_mask=torch.ones_like(ids), mm_token_type_ids=(ids == IMAGE_PAD).int(), **vision).logits[0]
     where = torch.from_numpy(np.flatnonzero(tokens.loss_mask))
+    logits[:, policy.banned_ids] -= 100.0  # what the engine does when it samples
     return logits[where - 1].log_softmax(-1).gather(-1, ids[0, where][:, None])[:, 0]
 
 
