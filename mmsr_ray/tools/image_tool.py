@@ -44,7 +44,7 @@ class ImageTool:
         async def search() -> list[Lead]:
             if not provider.wants_photo_url:
                 return await ask("")
-            own, uploads = foreign.web_url(url), self._parts.config.image_host.kind != "none"
+            own, uploads = foreign.web_url(url), bool(data) and self._parts.config.image_host.kind != "none"
             if own:
                 try:
                     if (leads := await ask(own)) or not uploads:

@@ -7,10 +7,11 @@ from types import TracebackType
 from typing import Self
 
 from mmsr_ray.config import Config
+from mmsr_ray.rewards.judge import Case
 from mmsr_ray.tools import taped
 from mmsr_ray.tools.errors import ToolsError
 from mmsr_ray.tools.pipeline import SearchTools, picture_sha
-from mmsr_ray.tools.providers import SERVICES, limited_services, read_keys
+from mmsr_ray.tools.providers import NAMES, limited_services, read_keys
 from mmsr_ray.tools.providers.base import Keys
 from mmsr_ray.tools.purse import Purse, SpentRecord, Unrecorded
 from mmsr_ray.tools.quota import Buckets, LocalQuota
@@ -25,7 +26,7 @@ class LocalTools:
     an unknown kind, or a tape that cannot be used.
     """
 
-    def __init__(self, config: Config, needed: Collection[str] = SERVICES, spent: SpentRecord | None = None) -> None:
+    def __init__(self, config: Config, needed: Collection[str] = NAMES, spent: SpentRecord | None = None) -> None:
         taped.prepare(config)
         keys = read_keys(config.tools, needed) if taped.needs_live(config.tools) else Keys({})
 
@@ -43,6 +44,10 @@ class LocalTools:
     async def text_search(self, query: str, question: str) -> ToolResult:
         """Summaries of the pages found for `query`, each written for the user's `question`."""
         return await self._tools.text_search(query, question)
+
+    async def judge(self, case: Case) -> ToolResult:
+        """Satisfies `rewards.judge.Judge`."""
+        return await self._tools.judge(case)
 
     async def check(self) -> None:
         """Raises ToolsError naming every service that does not answer, and the remedy."""

@@ -1,6 +1,6 @@
-"""The two tools of the agent: image search and text search. Spec §2.2.
+"""The two tools of the agent, image search and text search (spec §2.2), and the judge of its answers.
 
-Promise: `picture_search` and `text_search` never raise and end by `config.deadline_seconds`; a result has at least one
+Promise: `picture_search`, `text_search` and `judge` never raise and end by `config.deadline_seconds`; a result has at least one
 hit or a typed failure. Each step goes cache -> single-flight -> concurrency -> rate limit -> breaker -> provider. A page
 or thumbnail that fails is replaced by the next one until `topk` are there or the list ends; at the deadline what is
 there is returned. One instance serves one event loop; no Ray in here.
@@ -16,11 +16,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, cast
 
 from mmsr_ray.config import ProviderConfig, ToolsConfig
+from mmsr_ray.rewards.judge import Case
 from mmsr_ray.tools.cache import FlightCache
 from mmsr_ray.tools.errors import ProviderError, Redactor
 from mmsr_ray.tools.guard import Guard, Trace
 from mmsr_ray.tools.http import open_http
 from mmsr_ray.tools.image_tool import ImageTool
+from mmsr_ray.tools.judge_tool import JudgeTool
 from mmsr_ray.tools.limits import Breaker
 from mmsr_ray.tools.measures import Measures, Observer
 from mmsr_ray.tools.parts import Parts
@@ -63,7 +65,7 @@ class SearchTools:
         self._till, self._measures = Till(bank), Measures(observers)
         self._guards = {name: self._guard(name, section, quota, share) for name, section in limited_services(config).items()}
         parts = Parts(config, topk, self._http, self._providers, self._cache, self._guards)
-        self._images, self._texts = ImageTool(parts), TextTool(parts)
+        self._images, self._texts, self._judge = ImageTool(parts), TextTool(parts), JudgeTool(parts)
 
     def _guard(self, name: str, section: ProviderConfig, quota: Quota, share: int) -> Guard:
         many_hosts = name == THUMBNAILS or kind_of(name, section).many_hosts  # one dead host says nothing about the next
@@ -95,6 +97,10 @@ class SearchTools:
     async def text_search(self, query: str, question: str) -> ToolResult:
         """Summaries of the pages found for `query`, each written for the user's `question`."""
         return await self._call(ToolKind.TEXT, query, lambda trace: self._texts.search(query, question, trace))
+
+    async def judge(self, case: Case) -> ToolResult:
+        """Whether an answer is right: one text hit, its title "yes" or "no"."""
+        return await self._call(ToolKind.JUDGE, case.key, lambda trace: self._judge.judge(case, trace))
 
     async def _call(self, kind: ToolKind, query: str, work: Callable[[Trace], Awaitable[Sequence[Any]]]) -> ToolResult:
         """The boundary: whatever happens inside becomes a typed result."""
@@ -129,13 +135,14 @@ class SearchTools:
 
     def _report(self, kind: ToolKind, error: Exception) -> None:
         """The traceback of a bug, without keys."""
-        logger.error("%s search broke: %s", kind, self._http.redact("".join(traceback.format_exception(error))))
+        logger.error("%s call broke: %s", kind, self._http.redact("".join(traceback.format_exception(error))))
 
     async def problems(self, timeout: float = 5.0) -> list[str]:
         """One sentence for each service that does not answer or refuses its key; empty when all is well. Free of charge."""
         named = {name: cast(Provider, getattr(self._providers, name)) for name in services(self._config)}
         troubles = await asyncio.gather(*(provider.probe(timeout) for provider in named.values()))
-        return [self._http.redact(f"tools.{name}: {trouble}") for name, trouble in zip(named, troubles, strict=True) if trouble]
+        said = [f"tools.{name}: {trouble}" for name, trouble in zip(named, troubles, strict=True) if trouble]
+        return [self._http.redact(sentence) for sentence in [*said, await self._cache.problem()] if sentence]
 
     def stats(self) -> dict[str, float]:
         """Counts since the start that add up over actors; their names stand in tools.measures. Concurrency is as it is now."""

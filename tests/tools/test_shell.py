@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import subprocess
 import sys
@@ -10,11 +11,14 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from aiohttp import web as http
 from PIL import Image
 
 from mmsr_ray.tools.__main__ import main
+from mmsr_ray.tools.providers import fvqa_cache
 from tests.tools.web import KEY, Web, png
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
@@ -161,3 +165,79 @@ def test_it_runs_as_a_module() -> None:
     done = subprocess.run([sys.executable, "-m", "mmsr_ray.tools", "--help"], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0
     assert all(command in done.stdout for command in ("text", "image", "check", "index-pictures", "index-pages", "convert-cache", "tape"))
+
+
+def test_check_asks_the_cache_and_the_tape(served: Web, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", *settings(served), "tools.cache.redis=redis://127.0.0.1:9/0"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert "nothing answers at redis://127.0.0.1:9/0" in lines[-1]
+    assert all(line.endswith("ok") for line in lines[:-1])
+    assert main(["check", "tools.tape.mode=replay", f"tools.tape.dir={tmp_path}"]) == 1
+    assert "is no tape" in capsys.readouterr().out
+
+
+def test_a_tape_is_recorded_shown_and_replayed_without_the_web(served: Web, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tape = f"tools.tape.dir={tmp_path / 'tape'}"
+    assert main(["text", "the tower", "tools.tape.mode=record", tape, *settings(served)]) == 0
+    first = capsys.readouterr().out.splitlines()[:-1]
+    before = served.counts.total()
+    assert main(["text", "the tower", "tools.tape.mode=replay", tape]) == 0
+    assert capsys.readouterr().out.splitlines()[:-1] == first
+    assert served.counts.total() == before
+    assert main(["tape", str(tmp_path / "tape")]) == 0
+    assert "'the tower' for 'the tower'" in capsys.readouterr().out
+    assert main(["tape", str(tmp_path)]) == 1
+    assert "is no tape" in capsys.readouterr().err
+
+
+def test_pages_of_ones_own_are_indexed_and_searched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pages = tmp_path / "pages.jsonl"
+    rows = [
+        {
+            "url": f"https://pages.example/{name}",
+            "title": name.title(),
+            "text": f"The {name} was built in {1800 + n}. It stands in the harbour.",
+        }
+        for n, name in enumerate(("lighthouse", "castle", "bridge"))
+    ]
+    pages.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["index-pages", str(pages), "--out", str(tmp_path / "index")]) == 0
+    assert "3 pages indexed" in capsys.readouterr().out
+    local = [
+        "--provider",
+        "bm25",
+        "--reader",
+        "corpus",
+        f"tools.text_search.path={tmp_path / 'index'}",
+        f"tools.reader.path={tmp_path / 'index'}",
+    ]
+    assert main(["text", "who built the castle", *local]) == 0
+    assert "built in 1801" in capsys.readouterr().out.split("\n\n")[0]
+    assert main(["index-pages", str(tmp_path / "nowhere.jsonl"), "--out", str(tmp_path / "other")]) == 1
+    assert "no .jsonl or .parquet file" in capsys.readouterr().err
+
+
+def test_what_is_no_pickle_and_no_folder_of_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "bad.pkl").write_bytes(b"not a pickle")
+    out = str(tmp_path / "out.parquet")
+    assert main(["convert-cache", str(tmp_path / "bad.pkl"), "--dataset", str(tmp_path / "d.parquet"), "--out", out]) == 1
+    assert "the released cache cannot be read" in capsys.readouterr().err
+    assert main(["index-pictures", str(tmp_path / "none"), "--model", "m", "--out", str(tmp_path / "i")]) == 1
+    assert "there is no folder" in capsys.readouterr().err
+
+
+def test_a_picture_on_the_web_is_fetched_for_kinds_that_look_at_pictures(
+    served: Web, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = tmp_path / "cache.parquet"
+    row = {
+        "sha": hashlib.sha256(png(3)).hexdigest(),
+        "data_id": "a",
+        "hits": [{"title": "Known", "url": f"{served.root}/thumb/1", "jpeg": b""}],
+    }
+    pq.write_table(pa.Table.from_pylist([row], fvqa_cache.SCHEMA), cache)
+    local = ["--provider", "fvqa_cache", f"tools.image_search.path={cache}", "tools.private_hosts=[127.0.0.1]"]
+    assert main(["image", f"{served.root}/thumb/3", *local]) == 0
+    assert "1. Known" in capsys.readouterr().out
+    assert main(["image", f"{served.root}/nothing.png", *local]) == 1
+    assert "the picture cannot be had" in capsys.readouterr().err

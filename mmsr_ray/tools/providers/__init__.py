@@ -17,11 +17,22 @@ from typing import cast
 from mmsr_ray.config import CacheConfig, ProviderConfig, ToolsConfig
 from mmsr_ray.tools.errors import ToolsError
 from mmsr_ray.tools.http import Http
-from mmsr_ray.tools.providers.base import ImageHost, ImageSearchProvider, Keys, Provider, Reader, Summariser, TextSearchProvider, read_key
+from mmsr_ray.tools.providers.base import (
+    ImageHost,
+    ImageSearchProvider,
+    JudgeProvider,
+    Keys,
+    Provider,
+    Reader,
+    Summariser,
+    TextSearchProvider,
+    read_key,
+)
 from mmsr_ray.tools.providers.corpus import Bm25, CorpusReader
 from mmsr_ray.tools.providers.fvqa_cache import FvqaCache
 from mmsr_ray.tools.providers.hosts import NoHost, UploadHost
 from mmsr_ray.tools.providers.image_index import ImageIndex
+from mmsr_ray.tools.providers.judges import ChatJudge, NoJudge
 from mmsr_ray.tools.providers.readers import JinaReader, TrafilaturaReader
 from mmsr_ray.tools.providers.s3 import S3Host, read_s3_keys
 from mmsr_ray.tools.providers.search import SearxNg, SerpApiGoogle, SerpApiLens, SerperGoogle, SerperLens
@@ -33,20 +44,24 @@ KINDS: dict[str, dict[str, type[Provider]]] = {
     "text_search": {"serpapi": SerpApiGoogle, "serper": SerperGoogle, "searxng": SearxNg, "bm25": Bm25},
     "reader": {"jina": JinaReader, "trafilatura": TrafilaturaReader, "corpus": CorpusReader},
     "summariser": {"chat": ChatSummariser, "extractive": ExtractiveSummariser},
+    "judge": {"chat": ChatJudge, "none": NoJudge},
 }
 
-
 SERVICES = tuple(KINDS)
+THUMBNAILS = "thumbnails"
+CACHE = "cache"  # the redis's password among the keys
+NAMES = (*SERVICES, CACHE)  # whatever has a key
 
 
 def services(config: ToolsConfig) -> dict[str, ProviderConfig]:
-    """The five provider sections by name, the defaults of their kinds filled in. An unknown kind is left to `kind_of`."""
+    """The provider sections by name, the defaults of their kinds filled in. An unknown kind is left to `kind_of`."""
     given = {
         "image_search": config.image_search,
         "image_host": config.image_host,
         "text_search": config.text_search,
         "reader": config.reader,
         "summariser": config.summariser,
+        "judge": config.judge,
     }
     return {name: _with_defaults(KINDS[name].get(section.kind), section) for name, section in given.items()}
 
@@ -57,18 +72,16 @@ def _with_defaults(kind: type[Provider] | None, section: ProviderConfig) -> Prov
     return replace(section, url=kind.default_url, key_env=section.key_env or kind.default_key_env)
 
 
-THUMBNAILS = "thumbnails"
-CACHE = "cache"  # the redis's password among the keys
-
-
 def limited_services(config: ToolsConfig) -> dict[str, ProviderConfig]:
-    """What gets a guard and a bucket: the five, unlimited where nothing leaves this process, and the thumbnails' hosts."""
+    """What gets a guard and a bucket: all services, unlimited where nothing leaves this process, and the thumbnails' hosts."""
     limited = {
         name: section if kind_of(name, section).remote else replace(section, rate_per_second=0.0, timeout_seconds=math.inf)
         for name, section in services(config).items()
     }
     timeout = config.image_search.timeout_seconds
-    return limited | {THUMBNAILS: ProviderConfig(kind=THUMBNAILS, rate_per_second=0.0, timeout_seconds=timeout)}  # none of them ours to limit
+    return limited | {
+        THUMBNAILS: ProviderConfig(kind=THUMBNAILS, rate_per_second=0.0, timeout_seconds=timeout)
+    }  # none of them ours to limit
 
 
 def kind_of(service: str, config: ProviderConfig) -> type[Provider]:
@@ -83,16 +96,16 @@ def kind_of(service: str, config: ProviderConfig) -> type[Provider]:
     return known[config.kind]
 
 
-def read_keys(config: ToolsConfig, names: Collection[str] = SERVICES) -> Keys:
-    """The keys of the services `names` from this process's environment.
+def read_keys(config: ToolsConfig, names: Collection[str] = NAMES) -> Keys:
+    """The keys of the services `names` (CACHE: the redis's password) from this process's environment.
 
-    Raises ToolsError, one sentence, for the first that is missing; also for an unknown kind of any service.
+    Raises ToolsError, one sentence, for the first that is missing; also for an unknown kind.
     """
-    kinds = {name: kind_of(name, section) for name, section in services(config).items()}
-    keys = {name: read_key(name, section, kinds[name].key_required) for name, section in services(config).items() if name in names}
-    if config.cache.redis:
+    sections = {name: section for name, section in services(config).items() if name in names}
+    keys = {name: read_key(name, section, kind_of(name, section).key_required) for name, section in sections.items()}
+    if CACHE in names and config.cache.redis:
         keys[CACHE] = _redis_password(config.cache)
-    return Keys(keys | (read_s3_keys(config.s3) if config.image_host.kind == "s3" and "image_host" in names else {}))
+    return Keys(keys | (read_s3_keys(config.s3) if "image_host" in names and config.image_host.kind == "s3" else {}))
 
 
 def _redis_password(config: CacheConfig) -> str:
@@ -112,20 +125,24 @@ class Providers:
     text_search: TextSearchProvider
     reader: Reader
     summariser: Summariser
+    judge: JudgeProvider
+
+
+def make(name: str, config: ToolsConfig, http: Http, keys: Keys) -> Provider:
+    """The provider of one service. Raises ToolsError as `kind_of` and the kind itself do."""
+    section = services(config)[name]
+    kind = kind_of(name, section)
+    return S3Host(section, http, config.s3, keys) if kind is S3Host else kind(section, http, keys.get(name))
 
 
 def build(config: ToolsConfig, http: Http, keys: Keys) -> Providers:
-    """Raises ToolsError as `kind_of` does."""
-
-    def make(name: str, section: ProviderConfig) -> Provider:
-        kind = kind_of(name, section)
-        return S3Host(section, http, config.s3, keys) if kind is S3Host else kind(section, http, keys.get(name))
-
-    made = {name: make(name, section) for name, section in services(config).items()}
+    """All five. Raises ToolsError as `make` does."""
+    made = {name: make(name, config, http, keys) for name in SERVICES}
     return Providers(
         cast(ImageSearchProvider, made["image_search"]),
         cast(ImageHost, made["image_host"]),
         cast(TextSearchProvider, made["text_search"]),
         cast(Reader, made["reader"]),
         cast(Summariser, made["summariser"]),
+        cast(JudgeProvider, made["judge"]),
     )
