@@ -152,6 +152,10 @@ def test_keys_come_from_the_named_variables(monkeypatch: pytest.MonkeyPatch, sto
     monkeypatch.delenv("TEST_S3_SECRET")
     with pytest.raises(ToolsError, match=r"tools\.image_host \(s3\) needs its keys: set the environment variable TEST_S3_SECRET"):
         LocalTools(config)
+    for field, value in (("bucket", ""), ("expires_seconds", 5), ("expires_seconds", 10**6)):
+        config.tools.s3 = s3(**{field: value})
+        with pytest.raises(ToolsError, match=rf"tools\.s3\.{field}"):
+            LocalTools(config)
     with pytest.raises(ToolsError, match=r"tools\.image_host\.url"):
         host("not a url")
 

@@ -30,6 +30,7 @@ _ACCESS, _SECRET = "s3.access_key", "s3.secret_key"
 _SLOW = {"SlowDown", "SlowDownRead", "SlowDownWrite", "Throttling", "ThrottlingException", "TooManyRequests", "RequestLimitExceeded"}
 _NO_KEY = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "AllAccessDisabled", "AccountProblem", "ExpiredToken"}
 _MAX_THREADS = 16
+_SHORTEST, _LONGEST = 60, 604_800  # seconds of a signed address: time to be fetched at all, and S3's own limit
 _PIXEL = b"GIF89a\x01\x00\x01\x00\x80\x00\x00\x00\x00\x00\xff\xff\xff,\x00\x00\x00\x00\x01\x00\x01\x00\x00\x02\x02D\x01\x00;"
 
 
@@ -114,8 +115,12 @@ class S3Host(Provider):
 def read_s3_keys(s3: S3Config) -> dict[str, str]:
     """Both keys, by the names under which `Keys` holds them; none where the variables' names are "" (a machine's role).
 
-    Raises ToolsError for a variable that is not set.
+    Raises ToolsError for a variable that is not set, and for settings with which nothing can be uploaded.
     """
+    if not s3.bucket:
+        raise ToolsError("tools.image_host.kind=s3 needs a bucket: set tools.s3.bucket")
+    if not _SHORTEST <= s3.expires_seconds <= _LONGEST:
+        raise ToolsError(f"tools.s3.expires_seconds={s3.expires_seconds}: choose {_SHORTEST} to {_LONGEST}, for which S3 signs")
     variables = {name: variable for name, variable in ((_ACCESS, s3.access_key_env), (_SECRET, s3.secret_key_env)) if variable}
     keys = {name: os.environ.get(variable, "").strip() for name, variable in variables.items()}
     if missing := [variables[name] for name, key in keys.items() if not key]:
