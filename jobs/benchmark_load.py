@@ -69,31 +69,32 @@ def stand_in() -> Iterator[Server]:
             process.wait(timeout=10)
 
 
-@contextmanager
-def running(config: Config, server: Server, *, topk: int, rate: float = 0.0, burst: int = 1) -> Iterator[RemoteTools]:
-    """The tool actors, every service at the stand-in; `rate` and `burst` of the two search services, 0 for no limit."""
+def pointed_at(config: Config, server: Server, *, topk: int, rate: float = 0.0, burst: int = 1) -> Config:
+    """The config with every service at the stand-in; `rate` and `burst` of the two search services, 0 for no limit."""
 
     def service(kind: str, path: str, limit: float = 0.0) -> ProviderConfig:
         return ProviderConfig(
             kind=kind, url=server.base + path, rate_per_second=limit, burst=burst, concurrency=MOST, timeout_seconds=30.0, model="m"
         )
 
-    here = replace(
-        config,
-        run=replace(config.run, name=f"benchmark-{time.time_ns()}"),
-        agent=replace(config.agent, topk=topk),
-        tools=replace(
-            config.tools,
-            image_search=service("serpapi_lens", "/search.json", rate),
-            image_host=service("upload", "/upload"),
-            text_search=service("serpapi", "/search.json", rate),
-            reader=service("jina", "/reader/"),
-            summariser=service("chat", "/v1"),
-            private_hosts=["127.0.0.1"],
-            actors=2,
-            deadline_seconds=60.0,
-        ),
+    tools = replace(
+        config.tools,
+        image_search=service("serpapi_lens", "/search.json", rate),
+        image_host=service("upload", "/upload"),
+        text_search=service("serpapi", "/search.json", rate),
+        reader=service("jina", "/reader/"),
+        summariser=service("chat", "/v1"),
+        private_hosts=["127.0.0.1"],
+        actors=2,
+        deadline_seconds=60.0,
     )
+    return replace(config, tools=tools, agent=replace(config.agent, topk=topk))
+
+
+@contextmanager
+def running(config: Config) -> Iterator[RemoteTools]:
+    """The tool actors of a run of its own."""
+    here = replace(config, run=replace(config.run, name=f"benchmark-{time.time_ns()}"))
     started = start_tools(here)
     try:
         yield started

@@ -21,7 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from jobs.benchmark_load import BareClient, Photos, Server, one_by_one, play, running, stand_in
+from jobs.benchmark_load import BareClient, Photos, Server, one_by_one, play, pointed_at, running, stand_in
 from jobs.benchmark_rows import row
 from jobs.connect import connect
 from mmsr_ray.agent.episode import run_episode
@@ -49,7 +49,7 @@ def tools(config: Config) -> list[dict[str, Any]]:
     photos = Photos()
     with stand_in() as server:
         rows = [_limited(config, server, photos)]
-        with running(config, server, topk=TOPK) as started:
+        with running(pointed_at(config, server, topk=TOPK)) as started:
             rows += asyncio.run(_added(started, server, photos))
             rows.append(asyncio.run(_group(started, server, photos)))
         rows += _beside_trl(config, server, photos)
@@ -71,7 +71,7 @@ def _slow(server: Server, seconds: float) -> None:
 def _limited(config: Config, server: Server, photos: Photos) -> dict[str, Any]:
     """The last trajectory starts when the limit lets it: (512 - 20) / 50 s after the first; then come two calls of 1 s."""
     ideal = (TRAJECTORIES - BURST) / RATE + 2 * CALL_SECONDS
-    with running(config, server, topk=TOPK, rate=RATE, burst=BURST) as started:
+    with running(pointed_at(config, server, topk=TOPK, rate=RATE, burst=BURST)) as started:
         asyncio.run(play(started, photos.take(8), topk=TOPK, start_of=lambda _: 0.0))  # connections, imports
         time.sleep(1.0)  # the buckets fill again
         _slow(server, CALL_SECONDS)
@@ -127,13 +127,13 @@ async def _group(started: Tools, server: Server, photos: Photos) -> dict[str, An
 def _beside_trl(config: Config, server: Server, photos: Photos) -> list[dict[str, Any]]:
     """Scripted rollouts of one tool call each, here and by GRPOTrainer. TRL waits for each sample's tools before the next's."""
     if find_spec("trl") is None:
-        log.warning("TRL is not installed, so its rows are left out: pip install -e '.[cpu,dev,bench]' adds it")
+        log.warning("TRL is not installed, so its rows are left out: .venv/bin/pip install -e '.[bench]' adds it")
         return []
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         model = str(build_policy(Path(folder) / "policy", 0))
         theirs = _trl_seconds(model, server)
-        with running(config, server, topk=1) as started:
+        with running(pointed_at(config, server, topk=1)) as started:
             ours = asyncio.run(_our_seconds(started, server, photos, model))
     for tool in ("sync", "async"):
         for rollouts in ROLLOUTS:
