@@ -150,22 +150,26 @@ class Guard:
         self.counts[str(error.failure)] += 1
         if not blamed:
             return
-        if error.failure in _OVERLOAD:
-            self._aimd.overload(epoch)
-        else:
+        if error.failure not in _OVERLOAD:
             self._aimd.success(epoch)
+        elif not self._breaker.is_open:  # a service that is down is the breaker's affair: it comes back to its old concurrency
+            self._aimd.overload(epoch)
         if error.failure not in _BREAKS:
             self._alive()
-        elif self._breaker.failure():
+            return
+        again = self._breaker.is_open
+        if self._breaker.failure():
             self.counts["breaker_opened"] += 1
             self._announce()
-            logger.warning("%s: breaker opened after %s", self.service, error.detail)
+            if not again:  # said once, not after every probe
+                logger.warning("%s: breaker opened after %s", self.service, error.detail)
 
     def _alive(self) -> None:
         closes = self._breaker.is_open
         self._breaker.success()
         if closes:
             self._announce()
+            logger.warning("%s: is back", self.service)
 
     def _announce(self) -> None:
         """Wake those that wait for the breaker."""
@@ -183,7 +187,8 @@ class Guard:
             if left <= 0 or (wait >= left and not self._breaker.probing):
                 raise ProviderError(ToolFailure.UNAVAILABLE, f"{self.service}: breaker open until after the deadline", retry=False)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), min(wait, left))
+                async with asyncio.timeout(min(wait, left)):
+                    await self._news.wait()
         return seen
 
     async def _obey(self, error: ProviderError, deadline: float) -> None:

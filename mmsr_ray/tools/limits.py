@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 Clock = Callable[[], float]
 
+_DUST = 1e-6  # of a token: what rounding may take from somebody who waited exactly as long as he was told
 UNLIMITED = 1_000_000  # tokens of a lease where there is no rate limit
 
 
@@ -39,9 +40,9 @@ class TokenBucket:
             return Lease(UNLIMITED, 0.0)
         self._tokens = min(self._burst, self._tokens + (now - self._filled) * self._rate)
         self._filled = now
-        if self._tokens < 1:
+        if self._tokens < 1 - _DUST:
             return Lease(0, (1 - self._tokens) / self._rate)
-        granted = min(max(1, want), int(self._tokens))
+        granted = min(max(1, want), int(self._tokens + _DUST))
         self._tokens -= granted
         return Lease(granted, 0.0)
 

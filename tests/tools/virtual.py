@@ -22,7 +22,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def _run_once(self) -> None:
         timers = [timer.when() for timer in self._scheduled if not timer.cancelled()]  # type: ignore[attr-defined]
         if not self._ready and timers:  # type: ignore[attr-defined]
-            self._now = max(self._now, min(timers))
+            self._now = max(self._now + 1e-9, min(timers))  # a real clock never stands still either
         super()._run_once()  # type: ignore[misc]
 
 

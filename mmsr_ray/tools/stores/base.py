@@ -7,6 +7,7 @@ requests, never a result: `LayeredStore` waits for it briefly, counts and logs w
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import Counter, OrderedDict
@@ -131,7 +132,9 @@ class LayeredStore:
 
     async def close(self) -> None:
         await self._front.close()
-        await self._ask(self._writes, self._back.close)
+        with contextlib.suppress(TimeoutError, StoreError):
+            async with asyncio.timeout(_PATIENCE_SECONDS):
+                await self._back.close()
 
     async def problem(self) -> str:
         return await self._back.problem()
