@@ -3,6 +3,9 @@
     python jobs/train.py --config jobs/configs/atlas.yaml grpo.steps=10
 
 Submit it again and it goes on where it stopped: finished stages are skipped, training resumes from its last checkpoint.
+
+Exit status: 0 all is done; 2 something has to be mended, and one sentence says what; 3 tools.budget_usd is spent: training
+stands at a checkpoint, and the same command with a higher budget goes on from it.
 """
 
 from __future__ import annotations
@@ -32,15 +35,20 @@ from mmsr_ray.observability.progress import Progress
 from mmsr_ray.observability.report import write_report
 from mmsr_ray.rollout.engine import load_codec
 from mmsr_ray.tools.actor import start_tools
-from mmsr_ray.tools.errors import ToolsError
+from mmsr_ray.tools.errors import BudgetSpent, ToolsError
 
+OUT_OF_MONEY = 3
 USERS_TO_MEND = (ConfigError, DataError, ToolsError, CodecError, PromptError, AtlasError)
 
 
 def train(config: Config) -> Path:
-    """Run all stages; returns the run folder, with summary.json and report.html in it."""
+    """Run all stages; returns the run folder, with summary.json and report.html in it.
+
+    Raises BudgetSpent when tools.budget_usd ends the training early; summary and report are there then too.
+    """
     progress = Progress()
     run = RunFolder(config, progress)
+    spent: BudgetSpent | None = None
     with world(config) as here:
         check_inputs(here)
         tools = start_tools(here)  # the actors live as long as this handle
@@ -52,8 +60,12 @@ def train(config: Config) -> Path:
                 lambda: warm_start(here, lambda: make_demonstrations(here), demonstrations_version(here), progress.sft),
             )
         if here.grpo.steps > 0:
-            with progress.follow(run.path / "metrics.jsonl", here.grpo.steps):
-                run.stage("training", lambda: reinforce(here, model, run.path))
+            try:
+                with progress.follow(run.path / "metrics.jsonl", here.grpo.steps):
+                    run.stage("training", lambda: reinforce(here, model, run.path))
+            except BudgetSpent as error:
+                spent = error
+        asyncio.run(tools.settle())
         del tools
     rows = read_rows(run.path)
     for row in rows:
@@ -61,6 +73,8 @@ def train(config: Config) -> Path:
     write_summary(run.path, config=config, seconds=run.seconds, rows=rows)
     write_report(run.path, shown=config.evaluation.trajectories_shown)
     progress.finish()
+    if spent is not None:
+        raise spent
     return run.path
 
 
@@ -85,6 +99,9 @@ def main() -> int:
     except USERS_TO_MEND as error:  # one sentence says how
         logging.getLogger("train").error("%s", error)
         return 2
+    except BudgetSpent as spent:
+        logging.getLogger("train").error("%s", spent)
+        return OUT_OF_MONEY
     logging.getLogger("train").info("report: %s", folder / "report.html")
     return 0
 

@@ -38,6 +38,7 @@ from mmsr_ray.algorithms.keeping import Keeper
 from mmsr_ray.algorithms.ledger import Entry, Ledger
 from mmsr_ray.algorithms.record import MetricsFile, rollout_record, staleness_of, time_record
 from mmsr_ray.algorithms.sampling import Sampler
+from mmsr_ray.algorithms.spending import Spending
 from mmsr_ray.config import from_dict
 from mmsr_ray.evaluation.rows import measure_rows
 from mmsr_ray.learner.group import LearnerError
@@ -45,6 +46,7 @@ from mmsr_ray.learner.objective import longest_answer, resolve
 from mmsr_ray.learner.plan import Item, plan_update
 from mmsr_ray.learner.schedule import learning_rate
 from mmsr_ray.observability.trackers import Trackers
+from mmsr_ray.tools.errors import BudgetSpent
 from mmsr_ray.types import GroupSummary
 
 logger = logging.getLogger(__name__)
@@ -82,6 +84,7 @@ class GRPO(Algorithm):
         self._stopped = ""  # why, once losses that are not finite have ended the run
         self._seconds_per_step: list[float] = []
         self.keeper = Keeper(self.folder / "trajectories")
+        self.spending = Spending(self.c, self.folder)
         self.parts = parts.start(self.c, self.config, logdir=self.logdir, trial=self.trial_id)
         self.env_runner_group = self.parts.runners
         self.ledger = Ledger(self.c.grpo.groups_per_step, self.c.grpo.staleness, self.c.grpo.loss_limit, self.c.grpo.steps)
@@ -110,8 +113,20 @@ class GRPO(Algorithm):
         """Collect, learn, publish, log. Raises when a part is dead beyond repair or a deadline passes."""
         if self._stopped:
             raise nonfinite.NonFiniteError(self._stopped)
+        try:
+            self._train_once()
+        except BudgetSpent as spent:
+            self._stop_for_money(spent)
+
+    def _train_once(self) -> None:
+        """Raises BudgetSpent where the tools' money does not pay for it; then nothing is trained."""
+        if self.finished_steps >= self.c.grpo.steps:  # resumed after the money ended in the last evaluation
+            self._log_progress(out_of_money=False)
+            self._finish_if_last()
+            return
         if self.finished_steps == 0 and self.c.evaluation.before_training:
             self._measure("before RL")
+        self.spending.before_step()
         began = time.monotonic()
         deadline = began + self.c.grpo.step_seconds
         self.sampler.reset_step()
@@ -129,7 +144,7 @@ class GRPO(Algorithm):
                 self._publish()
         except (LearnerError, RayError) as error:
             self._rewind(error)
-            self.training_step()
+            self._train_once()
             return
         self.ledger.trained(batch)
         self.finished_steps += 1
@@ -218,7 +233,7 @@ class GRPO(Algorithm):
     ) -> None:
         record = {"step": self.finished_steps, "version": self.version}
         record |= rollout_record(groups, search_limit=self.c.agent.search_limit) | learned
-        record |= self.ledger.reset_counts()
+        record |= self.ledger.reset_counts() | self.spending.after_step(self.finished_steps)
         record |= {
             "staleness_max": stale,
             "infra_errors": self.sampler.infra_errors,
@@ -250,7 +265,18 @@ class GRPO(Algorithm):
         for name in ("reward", "accuracy", "search_ratio_responses"):
             self.metrics.log_value((ENV_RUNNER_RESULTS, name), record[name], window=1)
         self.metrics.log_value((ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME), record["trajectories"], reduce="lifetime_sum")
+        self._log_progress(out_of_money=False)
+
+    def _log_progress(self, *, out_of_money: bool) -> None:
+        """What ends the trial (jobs.reinforce)."""
         self.metrics.log_value("finished_steps", self.finished_steps, window=1)
+        self.metrics.log_value("budget_spent", float(out_of_money), window=1)
+
+    def _stop_for_money(self, spent: BudgetSpent) -> None:
+        """End cleanly: every prompt that is not trained stays charged, so that the trial's last checkpoint hands it out again."""
+        logger.error("training pauses after step %d: %s", self.finished_steps, spent)
+        self.spending.stop(self.finished_steps)
+        self._log_progress(out_of_money=True)
 
     def _seconds_left(self, last: float) -> float:
         self._seconds_per_step = [*self._seconds_per_step[-9:], last]
@@ -275,7 +301,9 @@ class GRPO(Algorithm):
     def _measure(self, label: str) -> list[dict[str, Any]]:
         """Rows of the current weights over the test questions, on the runners that train: no engine is started for it."""
         actors = [self.parts.runners.actor(i) for i in self.parts.runners.ids()]
-        return measure_rows(self.c, actors, label, self.folder)
+        rows = measure_rows(self.c, actors, label, self.folder)
+        self.spending.look()  # what an evaluation asks for is no step's
+        return rows
 
     # ------------------------------------------------------------------------------------------------ checkpoint
 
@@ -288,6 +316,7 @@ class GRPO(Algorithm):
             "version": self.version,
             "learner": learner,
             "feeder": feeder,
+            "spending": self.spending.recent,
             COMPONENT_METRICS_LOGGER: self.metrics.get_state(),
         }
 
@@ -297,6 +326,7 @@ class GRPO(Algorithm):
         ray.get(self.parts.feeder.restore.remote(state["feeder"]), timeout=self.c.grpo.sync_seconds)
         self.finished_steps = self._iteration = state["step"]
         self.version = max(self.version + 1, state["version"])
+        self.spending.recent = state.get("spending", [])  # checkpoints of before the tools had prices have none
         self.ledger.restart(self.version, self.c.grpo.steps - self.finished_steps)
         self.metrics_file.truncate(state["step"])
         self._close_trackers()
@@ -331,5 +361,6 @@ class GRPO(Algorithm):
     def cleanup(self) -> None:
         if "parts" in self.__dict__:  # setup may have failed before
             self.keeper.finish()
+            self.spending.look()
             self._close_trackers()
             self.parts.stop()

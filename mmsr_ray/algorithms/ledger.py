@@ -118,6 +118,10 @@ class Ledger:
         self.counts["requeued"] += 1
         return True
 
+    def put_back(self, entry: Entry) -> None:
+        """Queue a prompt again without counting a loss: nothing is wrong with it."""
+        entry.stage, entry.version, entry.result = Stage.QUEUED, -1, None
+
     def filter(self, entry: Entry) -> None:
         """The group carries no signal: end it untrained and free its charge."""
         self.counts["filtered"] += 1

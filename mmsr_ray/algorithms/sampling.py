@@ -23,6 +23,8 @@ from mmsr_ray.algorithms.ledger import Entry, Ledger
 from mmsr_ray.algorithms.runners import RunnerGroup
 from mmsr_ray.config import Config
 from mmsr_ray.learner.objective import filters_groups
+from mmsr_ray.tools.errors import BudgetSpent
+from mmsr_ray.tools.tape import TapeMiss
 from mmsr_ray.types import GroupSummary
 
 logger = logging.getLogger(__name__)
@@ -68,15 +70,19 @@ class Sampler:
         self._feed: tuple[ObjectRef, float] | None = None  # the open request to the feeder and its start
         self.filtered_in_step = 0
         self.infra_errors = 0  # trajectories lost to infrastructure since `reset_step`
+        self.out_of_money = False  # a group was refused searches: nothing more is sent out
 
     # ------------------------------------------------------------------------------------------------ one step
 
     def collect(self, deadline: float) -> list[Entry]:
         """Block until the ledger yields a batch; entries carry `ReadyGroup` results.
 
-        Raises SamplingError at `deadline` (monotonic seconds), RunnersLost when no runner comes back.
+        Raises SamplingError at `deadline` (monotonic seconds), RunnersLost when no runner comes back, and BudgetSpent when
+        the tools are out of money (TapeMiss when a replay is asked for what was not recorded); everything admitted and not trained stays charged.
         """
         while (batch := self._ledger.take_batch()) is None:
+            if self.out_of_money:
+                raise BudgetSpent("the tools refuse searches that tools.budget_usd does not pay for")
             if time.monotonic() > deadline:
                 raise SamplingError(
                     f"no full batch within grpo.step_seconds={self._config.grpo.step_seconds:.0f}: {len(self._ledger.ready())} of "
@@ -89,8 +95,9 @@ class Sampler:
         """One turn: revive runners, admit, dispatch, wait up to `timeout` seconds for something to happen, take it in."""
         self._runners.revive(self._prepare)
         self._drop_late()
-        self._request_tickets()
-        self._dispatch()
+        if not self.out_of_money:
+            self._request_tickets()
+            self._dispatch()
         waiting = list(self._flights)
         if self._feed is not None:
             waiting.append(self._feed[0])
@@ -150,6 +157,8 @@ class Sampler:
             self._runners.mark_lost(flight.runner)
             self._lose(flight.entry, "its runner died")
             return
+        except TapeMiss as error:  # asking again would never end
+            raise TapeMiss(f"prompt {flight.entry.ticket.uid}: {error.args[0]}") from None
         except RayError:
             logger.exception("group %s failed on runner %d", flight.entry.ticket.uid, flight.runner)
             self._lose(flight.entry, "its runner raised an error")
@@ -157,8 +166,12 @@ class Sampler:
         self._judge(flight, summary)
 
     def _judge(self, flight: _Flight, summary: GroupSummary) -> None:
-        """Ready, lost for want of survivors, or filtered."""
+        """Ready, lost for want of survivors, filtered, or put back for want of money."""
         entry, size = flight.entry, self._config.grpo.group_size
+        if "out_of_money" in summary.metrics:
+            self.out_of_money = True
+            self._ledger.put_back(entry)
+            return
         self.infra_errors += size - len(summary.trajectories)
         if len(summary.trajectories) < self._config.rollout.min_survivors:
             self._lose(entry, f"only {len(summary.trajectories)} of {size} rollouts survived infrastructure errors")
@@ -198,3 +211,4 @@ class Sampler:
             ray.cancel(ref)
         self._flights.clear()
         self._feed = None
+        self.out_of_money = False

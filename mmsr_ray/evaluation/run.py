@@ -21,6 +21,8 @@ from ray.exceptions import RayActorError, RayError
 
 from mmsr_ray.evaluation.metrics import measure
 from mmsr_ray.evaluation.pool import RunnerPool
+from mmsr_ray.tools.errors import BudgetSpent
+from mmsr_ray.tools.tape import TapeMiss
 from mmsr_ray.types import Sample, Trajectory, TrajectorySummary
 
 logger = logging.getLogger(__name__)
@@ -104,7 +106,7 @@ def evaluate(
 
     `samples` may be a generator: at most `inflight_per_runner` per runner are in memory. `sample_seconds` bounds one attempt at one
     question, `deadline_seconds` the whole; `on_progress` is called with the number of questions done.
-    Raises ValueError without runners. A runner that Ray restarts is used again once it answers `ping`; when all are dead for
+    Raises ValueError without runners, and BudgetSpent when the tools are out of money: half an evaluation is none. A runner that Ray restarts is used again once it answers `ping`; when all are dead for
     good, the questions that are left fail at once.
     """
     if not runners:
@@ -121,7 +123,11 @@ def evaluate(
         elif run.pool.all_dead:
             run.abandon(source, "every rollout runner is dead")
         run.launch()
-        if run.land() and on_progress is not None:
+        landed = run.land()
+        if run.out_of_money:
+            run.abandon(iter(()), "the money of the tools is spent")
+            raise BudgetSpent(f"the tools refuse searches that tools.budget_usd does not pay for, at question {run.done} of {workflow}")
+        if landed and on_progress is not None:
             on_progress(run.done)
     return Evaluation(workflow, run.entries(), run.samples, time.monotonic() - started)
 
@@ -141,6 +147,7 @@ class _Run:
         self._entries: dict[int, Entry] = {}
         self._count = 0
         self.samples: list[Sample] = []
+        self.out_of_money = False
 
     @property
     def idle(self) -> bool:
@@ -226,9 +233,12 @@ class _Run:
         except RayActorError as error:
             self.pool.report_down(flight.runner)
             self._again(flight.job, f"its runner died: {_first_line(error)}")
+        except TapeMiss as error:  # no failure of this question: the replay is another run than the one recorded
+            raise TapeMiss(f"question {flight.job.sample.uid}: {error.args[0]}") from None
         except RayError as error:
             self._again(flight.job, _first_line(error))
         else:
+            self.out_of_money = self.out_of_money or summary.out_of_money
             self._entries[number] = Entry(flight.job.sample.uid, summary, flight.trajectory if number < self._keep else None)
 
     def _again(self, job: _Job, why: str) -> None:

@@ -44,6 +44,9 @@ TURN = pa.struct(
         ("tool_seconds", pa.float64()),
         ("tokens", pa.int32()),
         ("hits", pa.list_(HIT)),
+        ("partial", pa.bool_()),  # these three are not in files of before the tools had prices
+        ("attempts", pa.int32()),
+        ("cost_usd", pa.float64()),
     ]
 )
 SCHEMA = pa.schema(
@@ -91,6 +94,9 @@ class StoredTurn:
     tool_seconds: float
     tokens: int
     hits: tuple[StoredHit, ...]
+    partial: bool = False
+    attempts: int = 1
+    cost_usd: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +201,9 @@ def _turn(turn: Turn) -> dict[str, Any]:
         "tool_seconds": 0.0 if tool is None else tool.seconds,
         "tokens": turn.tokens,
         "hits": [] if tool is None else _hits(tool),
+        "partial": tool is not None and tool.partial,
+        "attempts": 1 if tool is None else tool.attempts,
+        "cost_usd": 0.0 if tool is None else tool.cost_usd,
     }
 
 

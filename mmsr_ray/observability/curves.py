@@ -76,11 +76,36 @@ def curves(records: Sequence[Mapping[str, Any]]) -> list[Curve]:
             None,
         ),
         ("Gradient", "norm before clipping", _columns(records, "grad_norm"), None),
+        (
+            "Tool calls",
+            "calls of a step; searches that were asked of cache or service, and those that a service answered",
+            _tools(records),
+            None,
+        ),
+        ("Cost of the tools", "USD: of a step, and what cache and shared requests saved in it", _money(records), None),
+        ("Seconds of a tool call", "half and 95 % of the calls of a step stay within", _seconds(records), None),
     ]
     drawn = [Curve(title, note, _lines(steps, series, limits)) for title, note, series, limits in plain if _exists(series)]
     if _exists({"total": seconds["total"]}):
         drawn.insert(3, Curve("Where a step's time goes", "seconds, stacked", _stack(steps, seconds)))
     return drawn
+
+
+def _tools(records: Sequence[Mapping[str, Any]]) -> Series:
+    names = {"calls": "calls", "asked": "searches_asked", "paid": "searches_paid"}
+    return {label: column(records, "tools", name) for label, name in names.items()}
+
+
+def _money(records: Sequence[Mapping[str, Any]]) -> Series:
+    """Nothing where no service has a price."""
+    series = {label: column(records, "tools", name) for label, name in {"cost": "cost_usd", "saved": "saved_usd"}.items()}
+    return series if any(value for values in series.values() for value in values) else {}
+
+
+def _seconds(records: Sequence[Mapping[str, Any]]) -> Series:
+    return {
+        name.replace("_", " "): column(records, "tools", "seconds", name) for name in ("image_p50", "image_p95", "text_p50", "text_p95")
+    }
 
 
 def column(records: Sequence[Mapping[str, Any]], *keys: str) -> list[float | None]:

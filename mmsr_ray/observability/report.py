@@ -1,6 +1,6 @@
 """report.html of a run folder: what was measured, how it went, where the time went, and a dozen real episodes.
 
-Promise: drawn from the files of the folder alone (summary.json, metrics.jsonl, trajectories/*.parquet), so anybody can
+Promise: drawn from the files of the folder alone (summary.json, metrics.jsonl, tools.json, trajectories/*.parquet), so anybody can
 draw it again. One file without scripts and without anything from elsewhere. All text that a model or the web wrote is
 escaped, links are http(s) only, and a Content-Security-Policy stands behind both. What is not there is said, not hidden.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from mmsr_ray.evaluation.summary import FILE as SUMMARY
+from mmsr_ray.evaluation.tools import read_tools
 from mmsr_ray.evaluation.trajectories import StoredTrajectory, read_trajectories
 from mmsr_ray.observability.curves import curves
 from mmsr_ray.observability.progress import NEEDS, duration, read_records
@@ -39,6 +40,7 @@ def write_report(run_dir: str | Path, *, shown: int = 12) -> Path:
     records = read_records(folder / "metrics.jsonl")
     source = newest_episodes(folder / TRAJECTORIES)
     episodes = choose(islice(read_trajectories(source), SCANNED), shown) if source else []
+    tools = read_tools(folder)
     page = (
         _environment()
         .get_template("report.html.jinja")
@@ -48,6 +50,8 @@ def write_report(run_dir: str | Path, *, shown: int = 12) -> Path:
             stages=_shares(summary["seconds"]) if summary else [],
             curves=[(curve.title, curve.note, Markup(curve.svg)) for curve in curves(records)],
             steps=records[-1]["step"] if records else 0,
+            tools=tools,
+            saving=saving_sentence(tools) if tools else "",
             episodes=episodes,
             source=source.relative_to(folder) if source else None,
         )
@@ -117,6 +121,26 @@ def clip(text: str, length: int = SUMMARY_CHARS) -> str:
     return text if len(text) <= length else text[:length] + " …"
 
 
+def usd(value: float | None) -> str:
+    """Four places below a dollar, two above."""
+    return "–" if value is None else f"{value:.4f} USD" if abs(value) < 1 else f"{value:,.2f} USD"
+
+
+def counts(kinds: Mapping[str, int]) -> str:
+    """Failures by kind in words."""
+    return ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in kinds.items()) or "–"
+
+
+def saving_sentence(tools: Mapping[str, Any]) -> str:
+    """What asking once for everybody was good for."""
+    parts = [f"of {row['asked']:,} {label} {row['paid']:,} reached the service" for label, row in tools["saving"]["searches"].items()]
+    if not parts:
+        return ""
+    saved = tools["saving"]["saved_usd"]
+    said = "; ".join(parts) + ": the others were answered from the cache or by a request that was under way for the same thing."
+    return said[0].upper() + said[1:] + (f" At the configured prices that saved {usd(saved)}." if saved > 0 else "")
+
+
 def _shares(seconds: dict[str, float]) -> Sequence[tuple[str, str, float]]:
     """(stage, duration in words, share of the longest in percent), in the order of the run."""
     longest = max(seconds.values(), default=0.0) or 1.0
@@ -131,6 +155,14 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"data_uri": data_uri, "number": number, "percent": percent, "link": link, "clip": clip}
+    environment.filters |= {
+        "data_uri": data_uri,
+        "number": number,
+        "percent": percent,
+        "link": link,
+        "clip": clip,
+        "usd": usd,
+        "counts": counts,
+    }
     environment.globals["needs"] = NEEDS
     return environment

@@ -18,6 +18,10 @@ class ToolsError(RuntimeError):
     """The tools cannot start: a missing key, an unknown kind, a service that is down. One sentence with the remedy."""
 
 
+class BudgetSpent(RuntimeError):
+    """tools.budget_usd does not pay for what comes next. Work stops here, and goes on from here under a higher budget."""
+
+
 class ProviderError(Exception):
     """One request to one provider failed.
 

@@ -27,14 +27,17 @@ _SHORTEST, _LONGEST = 0.001, 1_000.0  # seconds; what lies outside counts as one
 RELATIVE_ERROR = math.sqrt(_GROWTH) - 1  # 4.9 %: a value stands for its bucket's geometric middle
 OK = "ok"
 GAUGES = ("concurrency",)  # last part of the names that say how things are, not how often; they add up over actors only
+# The layer of the cache that a service's answers are kept in.
 LAYERS = {
     "image_search": "image",
     "image_host": "upload",
     "text_search": "query",
     "reader": "page",
     "summariser": "summary",
-}  # of the cache
+    "judge": "verdict",
+}
 _LOOKUPS = ("hits", "negative_hits", "joined", "misses")
+AGENTS = (ToolKind.IMAGE, ToolKind.TEXT)  # tools of the agent; the judge is the reward's
 SEARCHES = {"image_search": "image searches", "text_search": "text searches"}
 
 
@@ -154,7 +157,7 @@ def saved_usd(stats: Stats, prices: Mapping[str, PriceConfig]) -> float:
 
 
 def failures(stats: Stats) -> dict[str, float]:
-    """Failed calls by kind, both tools together."""
+    """Failed calls by kind, all tools together."""
     found: dict[str, float] = {}
     for name, count in stats.items():
         if name.startswith("calls.") and ".failed." in name and count:
@@ -165,9 +168,8 @@ def failures(stats: Stats) -> dict[str, float]:
 
 def step_record(stats: Stats, prices: Mapping[str, PriceConfig]) -> dict[str, Any]:
     """The group `tools` of a training step's record, from what is new since the step before."""
-    calls = {kind: stats.get(f"calls.{kind}", 0.0) for kind in ToolKind}
-    asked = sum(calls.values())
-    seconds = {f"{kind}_p{share}": quantile(stats, kind, share / 100) for kind in ToolKind for share in (50, 95)}
+    asked = sum(stats.get(f"calls.{kind}", 0.0) for kind in AGENTS)
+    seconds = {f"{kind}_p{share}": quantile(stats, kind, share / 100) for kind in AGENTS for share in (50, 95)}
     return {
         "calls": asked,
         "cached_share": _share(stats, "cached", asked),
@@ -184,7 +186,7 @@ def step_record(stats: Stats, prices: Mapping[str, PriceConfig]) -> dict[str, An
     }
 
 
-def provider_rows(stats: Stats, prices: Mapping[str, PriceConfig]) -> list[dict[str, Any]]:
+def provider_rows(stats: Stats) -> list[dict[str, Any]]:
     """One row per service that was asked or looked up: requests, failures by kind, cache, latencies in seconds, cost."""
     rows = []
     for service in (*LAYERS, "thumbnails"):
@@ -241,7 +243,7 @@ def saving(stats: Stats, prices: Mapping[str, PriceConfig]) -> dict[str, Any]:
 
 
 def _share(stats: Stats, what: str, of: float) -> float:
-    return sum(stats.get(f"calls.{kind}.{what}", 0.0) for kind in ToolKind) / of if of else 0.0
+    return sum(stats.get(f"calls.{kind}.{what}", 0.0) for kind in AGENTS) / of if of else 0.0
 
 
 def _failures_of(stats: Stats, service: str) -> dict[str, int]:

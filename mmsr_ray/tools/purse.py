@@ -25,7 +25,7 @@ NANO = 1_000_000_000
 AGAIN_SECONDS = 0.2  # until somebody who is refused asks again, while leases are out that may come back
 _BYTES_PER_CHAR = 4  # of UTF-8; no tokenizer in use makes more tokens than bytes
 _PROMPT_CHARS = 20_000  # room for the instructions and the question, which is in the prompt twice
-_SUMMARY_TOKENS = 1024  # the summariser's max_tokens
+_CHAT_TOKENS = 4096  # the largest max_tokens of the chat services
 _STRIDES = 200  # a budget is written off on disk in this many parts: few writes, little lost to a kill
 
 
@@ -43,7 +43,7 @@ def price_of(price: PriceConfig, usage: Usage) -> int:
 def highest(service: str, price: PriceConfig, page_chars: int) -> int:
     """The most that one request may cost, in nano-USD: a whole page of the longest characters in and, of a reader, out."""
     longest = _BYTES_PER_CHAR * (page_chars + _PROMPT_CHARS)
-    return price_of(price, Usage(longest, _SUMMARY_TOKENS if service == "summariser" else longest))
+    return price_of(price, Usage(longest, longest if service == "reader" else _CHAT_TOKENS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class Account:
 
     @property
     def left(self) -> float:
-        return self.budget - self.spent if self.budget else float("inf")
+        return round(self.budget - self.spent, 9) if self.budget else float("inf")
 
 
 class SpentRecord(Protocol):

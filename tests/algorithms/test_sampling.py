@@ -18,6 +18,7 @@ from mmsr_ray.algorithms.ledger import Ledger
 from mmsr_ray.algorithms.runners import RunnerGroup, RunnersLost
 from mmsr_ray.algorithms.sampling import Sampler, SamplingError
 from mmsr_ray.config import Config, DataConfig, ModelConfig
+from mmsr_ray.tools.errors import BudgetSpent
 from mmsr_ray.tools.tape import TapeMiss
 from mmsr_ray.types import GroupSummary, Ticket
 from tests.algorithms.values import summary
@@ -46,6 +47,8 @@ class ScriptedRunner(EnvRunner):
         if kind == "broken" or (kind == "error" and first):
             raise RuntimeError("this prompt breaks the runner's code")
         rows = [summary(uid=ticket.uid, index=i, correct=kind != "same" and i % 2 == 0) for i in range(n)]
+        if kind == "broke":
+            return GroupSummary(ticket.uid, ticket.epoch, tuple(rows), {"out_of_money": 1.0}), f"group of {ticket.uid}"
         if kind == "scarce" and first:
             rows = rows[:1]
         await asyncio.sleep(0.01)
@@ -131,6 +134,18 @@ def test_lost_and_unusable_groups_come_again_under_the_same_uid(sampler: Callabl
     assert made._ledger.reset_counts()["requeued"] >= 3
     assert made.infra_errors == 1, "of the group that came back with one survivor"
     assert sorted(ray.get([entry.result.group for entry in made._ledger.ready()])) == sorted(f"group of {uid}" for uid in uids)
+
+
+def test_out_of_money_the_batch_ends_and_no_prompt_is_lost_or_sent_again(sampler: Callable[..., Sampler]) -> None:
+    uids = ["plain-1", "broke-2", "plain-3", "plain-4"]
+    made = sampler(uids, 4)
+    with pytest.raises(BudgetSpent):
+        made.collect(time.monotonic() + 60)
+    for _ in range(3):
+        made.pump(timeout=0.1)
+    assert sorted(key[1] for key in made._ledger.charged_keys()) == uids
+    assert [entry.ticket.uid for entry in made._ledger.queued()] == ["broke-2"], "what ran may end, nothing is sent out any more"
+    assert made._ledger.reset_counts() == {"requeued": 0, "filtered": 0, "given_up": 0}
 
 
 def test_a_prompt_that_always_breaks_is_given_up_for_the_next(sampler: Callable[..., Sampler]) -> None:

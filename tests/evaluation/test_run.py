@@ -13,6 +13,7 @@ import pytest
 import ray
 
 from mmsr_ray.evaluation.run import evaluate
+from mmsr_ray.tools.errors import BudgetSpent
 from mmsr_ray.types import Sample, TrajectorySummary
 
 from .test_metrics import summary
@@ -39,6 +40,8 @@ class Answerer:
                 os._exit(1)
             case "hang":
                 await asyncio.sleep(1000)
+            case "broke":
+                return summary(uid=sample.uid, out_of_money=True), (sample.uid, workflow)
             case "raise":
                 raise RuntimeError("a bug")
         await asyncio.sleep(0.02 * (int(sample.uid) % 3))  # so that answers arrive out of order
@@ -99,6 +102,13 @@ def test_failures_are_counted_apart_and_never_wrong_answers(cluster: None, tmp_p
     assert "a bug" in result.failures[1].failure
     row = result.row(name="direct", split="test", search_limit=2)
     assert (row["questions"], row["accuracy"], row["infra_errors"]) == (6, 1.0, 2)
+
+
+def test_without_money_there_is_no_result_at_all(cluster: None, tmp_path: Path) -> None:
+    with pytest.raises(BudgetSpent, match="budget_usd"):
+        evaluate(
+            [start(tmp_path)], questions(9, q4="broke", q5="hang"), "rag", inflight_per_runner=4, sample_seconds=30, deadline_seconds=60
+        )
 
 
 def test_dead_runners_end_it_early_and_the_deadline_ends_it_anyway(cluster: None, tmp_path: Path) -> None:

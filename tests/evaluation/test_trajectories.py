@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from mmsr_ray.evaluation.trajectories import StoredHit, read_trajectories, write_groups, write_trajectories
 from mmsr_ray.types import (
@@ -66,6 +69,22 @@ def test_all_of_an_episode_comes_back(tmp_path: Path) -> None:
     assert (bad.outcome, bad.detail, bad.reward, bad.correct, bad.answer) == ("infra_error", "tool: timeout", None, None, None)
     assert (bad.turns[0].failure, bad.turns[0].detail) == ("timeout", "60 s are over")
     assert (bad.turns[1].action, bad.turns[1].detail) == ("malformed", "no answer tag")
+
+
+def test_what_a_call_cost_and_files_of_before_it_was_written(tmp_path: Path) -> None:
+    tool = ToolResult(ToolKind.TEXT, "q", (TextHit("http://b", "Ada did."),), partial=True, attempts=3, cost_usd=0.012)
+    bought = replace(trajectory(), turns=(Turn("t", TextSearch("q"), 1, True, tool),))
+    new, old = tmp_path / "new.parquet", tmp_path / "old.parquet"
+    write_trajectories(new, [(SAMPLE, bought)], split="test")
+    turn = next(read_trajectories(new)).turns[0]
+    assert (turn.partial, turn.attempts, turn.cost_usd) == (True, 3, 0.012)
+    rows = pq.read_table(new).to_pylist()
+    for row in rows:
+        for fields in row["turns"]:
+            del fields["partial"], fields["attempts"], fields["cost_usd"]
+    pq.write_table(pa.Table.from_pylist(rows), old)
+    turn = next(read_trajectories(old)).turns[0]
+    assert (turn.query, turn.partial, turn.attempts, turn.cost_usd) == ("q", False, 1, 0.0)
 
 
 def test_a_folder_of_steps(tmp_path: Path) -> None:

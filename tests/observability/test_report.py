@@ -143,6 +143,49 @@ def test_report_is_inert_and_complete(run: Path) -> None:
     assert "Who is train?" not in page  # the evaluation is shown, not a training step
 
 
+TOOLS = {
+    "steps": 7,
+    "stopped": "budget",
+    "budget_usd": 2.0,
+    "spent_usd": 1.98,
+    "kinds": {"image_search": "serpapi_lens"},
+    "calls": [
+        {"tool": "image", "calls": 800, "cached": 700, "partial": 8, "failures": {"timeout": 3}, "seconds": {"p50": 0.01, "p95": 1.2, "p99": None}}
+    ],
+    "providers": [
+        {"service": "image_search", "wanted": 800, "cache_hits": 600, "joined": 100, "requests": 110, "failures": {"rate_limited": 10},
+         "breaker_opened": 1, "seconds": {"p50": 0.9, "p95": 2.0, "p99": 3.0}, "cost_usd": 1.0}
+    ],
+    "saving": {"searches": {"image searches": {"asked": 800, "paid": 100}}, "saved_usd": 7.0},
+}  # fmt: skip
+
+
+def test_what_the_tools_did_and_cost(run: Path) -> None:
+    assert "Search tools" not in write_report(run).read_text()
+    (run / "tools.json").write_text(json.dumps(TOOLS))
+    page = write_report(run).read_text()
+    for words in (
+        "Of 800 image searches 100 reached the service",
+        "that saved 7.00 USD",
+        "<b>1.98 USD</b> of a budget of 2.00 USD",
+        "pauses after step 7",
+        "87.5 %",
+        "10 rate limited",
+        "serpapi_lens",
+        "3 timeout",
+    ):
+        assert words in page
+
+
+def test_curves_of_the_tools() -> None:
+    free = {"calls": 12.0, "searches_asked": 12.0, "searches_paid": 3.0, "seconds": {"text_p50": 0.4}, "cost_usd": 0.0, "saved_usd": 0.0}
+    titles = [curve.title for curve in curves([{**record(step), "tools": free} for step in (1, 2)])]
+    assert "Tool calls" in titles and "Seconds of a tool call" in titles
+    assert "Cost of the tools" not in titles, "nothing has a price"
+    paid = {**free, "cost_usd": 0.03}
+    assert "Cost of the tools" in [curve.title for curve in curves([{**record(1), "tools": paid}])]
+
+
 def test_an_unfinished_run_has_a_report_too(tmp_path: Path) -> None:
     page = write_report(tmp_path).read_text()
     for words in ("has not finished", "No training step", "No episodes were kept"):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import pickle
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,8 +16,10 @@ from aiohttp import web as http
 from ray import cloudpickle
 
 from mmsr_ray.config import CacheConfig, Config
+from mmsr_ray.tools import actor
 from mmsr_ray.tools.actor import RemoteTools, start_tools, stop_tools
 from mmsr_ray.tools.errors import ToolsError
+from mmsr_ray.tools.measures import Totals
 from mmsr_ray.types import ToolFailure
 from tests.tools.web import Web, configure, png
 
@@ -110,3 +114,45 @@ async def test_a_killed_actor_loses_no_call_and_no_cache(cluster: None, web: Web
     assert time.perf_counter() - start_time < 10
     with pytest.raises(ToolsError, match="not running"):
         RemoteTools.connect(config)
+
+
+async def test_one_budget_for_all_actors_over_restarts(cluster: None, web: Web, tmp_path: Path) -> None:
+    """Two actors spend 0.30 USD at 0.01: 30 requests and no more, though an actor and the keeper of the money are killed."""
+    config = named(web, "paid", actors=2, budget_usd=0.30)
+    config.run.dir = str(tmp_path)
+    config.tools.text_search.price.per_call = 0.01
+    tools = await start(config)
+    before = await tools.account()
+    assert before is not None and (before.budget, before.spent) == (0.30, 0.0)
+    first = await asyncio.gather(*(tools.text_search(f"a{i}", "x") for i in range(10)))
+    assert sum(r.cost_usd for r in first) == pytest.approx(0.10)
+    totals = Totals()
+    assert totals.take(await tools.readings())["text_search.answered"] == 10
+    await tools.settle()
+    assert json.loads((tmp_path / "paid" / "tools-spent.json").read_text())["counted_usd"] == 0.10
+    ray.kill(ray.get_actor("tools:paid:0"), no_restart=False)
+    ray.kill(ray.get_actor("tools:paid:quota"), no_restart=False)
+    rest = await asyncio.gather(*(tools.text_search(f"b{i}", "x") for i in range(40)))
+    kinds = Counter(r.failure for r in rest)
+    assert set(kinds) <= {None, ToolFailure.BUDGET}
+    assert web.counts["google"] <= 30, "never more than the budget"
+    assert web.counts["google"] >= 20, "and hardly less"
+    totals.take(await tools.readings())
+    assert totals.sums["text_search.answered"] >= web.counts["google"] - 10, "what a killed actor had not told is missing, no more"
+    after = await tools.account()
+    assert after is not None and after.spent <= 0.30
+    stop_tools(config)
+
+
+async def test_tools_with_other_settings_are_not_taken_for_ones_own(cluster: None, web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(actor, "_HANDOVER_SECONDS", 1.0)
+    config = named(web, "twice", actors=1)
+    tools = await start(config)
+    assert (await (await start(config)).text_search("q", "x")).ok, "the same settings: the same actors"
+    other = named(web, "twice", actors=1, budget_usd=5.0)
+    with pytest.raises(ToolsError, match="up with other settings"):
+        await start(other)
+    stop_tools(config)
+    del tools
+    assert (await (await start(other)).account()).budget == 5.0  # type: ignore[union-attr]
+    stop_tools(other)
