@@ -363,6 +363,7 @@ def validate(c: Config) -> None:
     _require(c.tools.actors >= 1, "tools.actors must be at least 1")
     _require(c.tools.attempts >= 1, "tools.attempts must be at least 1: it counts the first request too")
     _require(c.tools.deadline_seconds > 0, "tools.deadline_seconds must be positive")
+    _require(c.tools.budget_usd >= 0, "tools.budget_usd must be 0 (no limit) or more")
     said = cache_complaint(c.tools.cache)
     _require(not said, said)
     _require(
@@ -380,6 +381,8 @@ def validate(c: Config) -> None:
         _require(p.rate_per_second >= 0, f"tools.{name}.rate_per_second must be 0 (no limit) or more")
         _require(p.burst >= 1 and p.concurrency >= 1, f"tools.{name}: burst and concurrency must be at least 1")
         _require(p.timeout_seconds > 0, f"tools.{name}.timeout_seconds must be positive")
+        prices = (p.price.per_call, p.price.per_million_input_tokens, p.price.per_million_output_tokens)
+        _require(min(prices) >= 0, f"tools.{name}.price must not be negative: it is what the service charges, in USD")
     _require(c.model.dtype in ("bfloat16", "float32", "float16"), f"model.dtype={c.model.dtype!r}: choose bfloat16, float32 or float16")
     _require(c.model.min_pixels <= c.model.max_pixels, "model.min_pixels exceeds model.max_pixels")
     _require(c.learner.zero_stage in (0, 1, 2, 3), f"learner.zero_stage={c.learner.zero_stage}: choose 0, 1, 2 or 3")
