@@ -14,7 +14,10 @@ from typing import Any, cast
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mmsr_ray.learner.objective import LossConfig, complaint
+from mmsr_ray.learner.objective import LossConfig
+from mmsr_ray.learner.objective import complaint as loss_complaint
+from mmsr_ray.rewards.settings import RewardConfig
+from mmsr_ray.rewards.settings import complaint as reward_complaint
 from mmsr_ray.tools.addresses import Reach
 from mmsr_ray.tools.cache_settings import CacheConfig
 from mmsr_ray.tools.cache_settings import complaint as cache_complaint
@@ -66,15 +69,6 @@ class AgentConfig:
     max_turn_tokens: int = 2048
     max_total_tokens: int = 12_288  # prompt + everything after it (4096 + 8192)
     deadline_seconds: float = 600.0  # one whole episode
-
-
-@dataclass
-class RewardConfig:
-    match: str = "em"  # em | subem
-    format_weight: float = 0.1  # alpha of spec §3.1
-    search_penalty: float = 0.1  # p of spec §3.1
-    per_call: bool = False
-    penalty_warmup_steps: int = 0
 
 
 @dataclass
@@ -130,6 +124,7 @@ class ToolsConfig:
     text_search: ProviderConfig = field(default_factory=lambda: ProviderConfig(kind="serpapi"))
     reader: ProviderConfig = field(default_factory=lambda: ProviderConfig(kind="jina"))
     summariser: ProviderConfig = field(default_factory=lambda: ProviderConfig(kind="extractive"))
+    judge: ProviderConfig = field(default_factory=lambda: ProviderConfig(kind="none"))  # of answers, for the reward: none | chat
     s3: S3Config = field(default_factory=S3Config)
     cache: CacheConfig = field(default_factory=CacheConfig)
     tape: TapeConfig = field(default_factory=TapeConfig)
@@ -357,9 +352,8 @@ def validate(c: Config) -> None:
             len(steps) <= c.agent.max_turns,
             f"agent.allowed_paths has {path!r}, longer than agent.max_turns={c.agent.max_turns}: raise max_turns or drop the path",
         )
-    _require(c.reward.match in ("em", "subem"), f"reward.match={c.reward.match!r}: choose em or subem")
-    _require(0 <= c.reward.format_weight <= 1, "reward.format_weight must lie in [0, 1]")
-    _require(0 <= c.reward.search_penalty <= 1, "reward.search_penalty must lie in [0, 1]")
+    said = reward_complaint(c.reward, judge=c.tools.judge.kind != "none")
+    _require(not said, said)
     _require(c.tools.actors >= 1, "tools.actors must be at least 1")
     _require(c.tools.attempts >= 1, "tools.attempts must be at least 1: it counts the first request too")
     _require(c.tools.deadline_seconds > 0, "tools.deadline_seconds must be positive")
@@ -376,7 +370,7 @@ def validate(c: Config) -> None:
         Reach.parse(c.tools.private_hosts)
     except ValueError as error:
         raise ConfigError(f"tools.private_hosts: {error}") from None
-    for name in ("image_search", "image_host", "text_search", "reader", "summariser"):
+    for name in ("image_search", "image_host", "text_search", "reader", "summariser", "judge"):
         p: ProviderConfig = getattr(c.tools, name)
         _require(p.rate_per_second >= 0, f"tools.{name}.rate_per_second must be 0 (no limit) or more")
         _require(p.burst >= 1 and p.concurrency >= 1, f"tools.{name}: burst and concurrency must be at least 1")
@@ -405,7 +399,7 @@ def validate(c: Config) -> None:
         c.grpo.lr_schedule in ("sigmoid", "constant", "cosine"),
         f"grpo.lr_schedule={c.grpo.lr_schedule!r}: choose sigmoid, constant or cosine",
     )
-    said = complaint(c.grpo.loss)
+    said = loss_complaint(c.grpo.loss)
     _require(not said, said)
     _require(0 < c.rollout.temperature <= 2, f"rollout.temperature={c.rollout.temperature}: choose a value above 0 and at most 2")
     _require(c.rollout.min_survivors >= 2, "rollout.min_survivors must be at least 2")

@@ -88,6 +88,7 @@ Action = ImageSearch | TextSearch | Answer | Malformed
 class ToolKind(StrEnum):
     IMAGE = "image"
     TEXT = "text"
+    JUDGE = "judge"  # of the reward, not of the agent
 
 
 class ToolFailure(StrEnum):
@@ -238,6 +239,7 @@ class Trajectory:
     answer: str | None
     tokens: SealedTokens
     reward: Reward | None = None
+    verdict: ToolResult | None = None  # of the judge of its answer, where one was asked
     generate_seconds: float = 0.0
     tool_seconds: float = 0.0
 
@@ -247,8 +249,13 @@ class Trajectory:
 
     @property
     def out_of_money(self) -> bool:
-        """A search was refused because the budget is spent; another attempt would be refused too."""
-        return any(t.tool is not None and t.tool.failure is ToolFailure.BUDGET for t in self.turns)
+        """A search or a verdict was refused because the budget is spent; another attempt would be refused too."""
+        return any(result.failure is ToolFailure.BUDGET for result in self.paid_calls)
+
+    @property
+    def paid_calls(self) -> list[ToolResult]:
+        """Executed searches, and the judge's verdict."""
+        return [*(t.tool for t in self.turns if t.tool is not None), *([self.verdict] if self.verdict else [])]
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,8 @@ from mmsr_ray.agent.episode import InputError, Tools, run_episode
 from mmsr_ray.agent.prompts import PromptSet
 from mmsr_ray.agent.seeds import seed_of
 from mmsr_ray.config import Config, from_dict
-from mmsr_ray.rewards.score import score
+from mmsr_ray.rewards.judge import Judge
+from mmsr_ray.rewards.score import case_for_judge, score
 from mmsr_ray.rollout.engine import EngineDead, VLLMEngine
 from mmsr_ray.rollout.summary import summarise
 from mmsr_ray.tools.actor import RemoteTools
@@ -58,6 +59,7 @@ class SearchEnvRunner(EnvRunner):
         self._engine = VLLMEngine(self._settings, self._store, self._settings.run.namespace, seed=seed)
         self._prompts = PromptSet.load(self._settings.agent.prompts)
         self._tools: Tools | None = None
+        self._judge: Judge | None = None
         self._starting: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
         self._counts: Counter[str] = Counter()
@@ -68,6 +70,10 @@ class SearchEnvRunner(EnvRunner):
         """The run's tool actors. A seam for runs with tools of their own."""
         return RemoteTools.connect(self._settings)
 
+    def connect_judge(self) -> Judge | None:
+        """Who decides about answers that the rule rejects; None where rules alone do."""
+        return RemoteTools.connect(self._settings) if self._settings.tools.judge.kind != "none" else None
+
     async def ready(self) -> None:
         """Wait until prompts can be served; the first call starts the engine. Raises what the start raised."""
         if self._starting is None:
@@ -75,7 +81,7 @@ class SearchEnvRunner(EnvRunner):
         await asyncio.shield(self._starting)
 
     async def _start(self) -> None:
-        self._tools = self.connect_tools()
+        self._tools, self._judge = self.connect_tools(), self.connect_judge()
         await self._engine.start()
         if self._store is not None:
             store = find_store(self._store, self._settings.run.namespace)
@@ -192,12 +198,26 @@ class SearchEnvRunner(EnvRunner):
             trajectory = await self._episode(sample, index, workflow, sampling)
             _raise_if_not_on_tape(trajectory)
             if trajectory.outcome is not Outcome.INFRA_ERROR:
-                return replace(trajectory, reward=score(trajectory, sample, config.reward, config.agent.allowed_paths, step))
+                return await self._scored(trajectory, sample, step)
             if trajectory.out_of_money:
                 return trajectory
             await self._exit_if_dead()
             logger.info("rollout %d of %s: %s", index, sample.uid, trajectory.detail)
         return trajectory
+
+    async def _scored(self, trajectory: Trajectory, sample: Sample, step: int) -> Trajectory:
+        """With its reward. Where a judge is needed and none answers, within the retries of the tools, it is an infrastructure error."""
+        config = self._settings
+        case = case_for_judge(trajectory, sample, config.reward) if self._judge is not None else None
+        if self._judge is not None and case is not None:
+            verdict = await self._judge.judge(case)
+            trajectory = replace(trajectory, verdict=verdict)
+            _raise_if_not_on_tape(trajectory)
+            if not verdict.ok:
+                self._counts["unjudged"] += 1
+                logger.info("rollout %d of %s has no verdict: %s", trajectory.index, sample.uid, verdict.detail)
+                return replace(trajectory, outcome=Outcome.INFRA_ERROR, detail=f"no verdict of the judge: {verdict.detail}")
+        return replace(trajectory, reward=score(trajectory, sample, config.reward, config.agent.allowed_paths, step))
 
     async def _episode(self, sample: Sample, index: int, workflow: str, sampling: Sampling) -> Trajectory:
         assert self._tools is not None
@@ -244,9 +264,9 @@ class SearchEnvRunner(EnvRunner):
 
 def _raise_if_not_on_tape(trajectory: Trajectory) -> None:
     """Raises TapeMiss: asking again would not help, and to leave the rollout out would be another run than the one recorded."""
-    for turn in trajectory.turns:
-        if turn.tool is not None and turn.tool.failure is ToolFailure.TAPE_MISS:
-            raise TapeMiss(turn.tool.detail)
+    for result in trajectory.paid_calls:
+        if result.failure is ToolFailure.TAPE_MISS:
+            raise TapeMiss(result.detail)
 
 
 async def _fetch(ticket: Ticket) -> Sample:

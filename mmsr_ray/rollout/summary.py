@@ -29,7 +29,7 @@ def summarise(trajectory: Trajectory, sample: Sample) -> TrajectorySummary:
         version_max=int(versions.max()) if versions.size else -1,
         generate_seconds=trajectory.generate_seconds,
         tool_seconds=trajectory.tool_seconds,
-        cost_usd=sum(result.cost_usd for result in results),
+        cost_usd=sum(result.cost_usd for result in trajectory.paid_calls),
         need=sample.need,
         source=sample.source,
         out_of_money=trajectory.out_of_money,

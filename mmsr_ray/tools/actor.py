@@ -22,6 +22,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
 from mmsr_ray.config import Config, ToolsConfig
+from mmsr_ray.rewards.judge import Case
 from mmsr_ray.tools import taped
 from mmsr_ray.tools.errors import ToolsError
 from mmsr_ray.tools.exported import Exported
@@ -73,6 +74,9 @@ class ToolActor:
     async def text_search(self, query: str, question: str) -> ToolResult:
         return await self._tools.text_search(query, question)
 
+    async def judge(self, case: Case) -> ToolResult:
+        return await self._tools.judge(case)
+
     async def problems(self) -> list[str]:
         return await self._tools.problems()
 
@@ -110,6 +114,10 @@ class RemoteTools:
     async def text_search(self, query: str, question: str) -> ToolResult:
         """Summaries of the pages found for `query`, each written for the user's `question`."""
         return await self._call(ToolKind.TEXT, query, lambda actor: actor.text_search.remote(query, question))
+
+    async def judge(self, case: Case) -> ToolResult:
+        """Satisfies `rewards.judge.Judge`."""
+        return await self._call(ToolKind.JUDGE, case.key, lambda actor: actor.judge.remote(case))
 
     async def check(self) -> None:
         """Raises ToolsError naming every service that does not answer, and the remedy."""

@@ -1,9 +1,15 @@
 """Searches with a tape before them: recorded, replayed, or both.
 
-Promise: with `tools.tape.mode` record or replay_then_live, a call is answered from the tape where it has an answer there, else live,
-and what comes back is what was written down. With replay nothing is asked of anybody: no key, no service, no network is needed, and
-what is not on the tape is a TAPE_MISS. A result from the tape costs nothing and is `cached`; `seconds` are those of reading it. What the model
-sees of it is identical.
+Promise: with `tools.tape.mode` record or replay_then_live, a call is answered from the tape where it has an answer there,
+else live, and what comes back is what was written down. With replay nothing is asked of anybody: no key, no service, no
+network is needed, and what is not on the tape is a TAPE_MISS, which ends the run. A result from the tape costs nothing and
+is `cached`; `seconds` are those of reading it. What the model sees of it is identical.
+
+A replay is the recorded run again as long as the policy says the same. On CPUs it does, bit by bit, where config, seed and
+machine are the same, `grpo.staleness` is 0, `rollout.seeded` is on, and no rollout was lost (`infra_errors` is 0
+in every step): a search that failed for one rollout and was answered later is answered for both in a replay. Elsewhere
+(GPUs, staleness, other machines) the last bit of a log-prob differs, in time a word does, and then a query: use
+replay_then_live there.
 """
 
 from __future__ import annotations
@@ -17,6 +23,7 @@ from pathlib import Path
 from typing import Protocol
 
 from mmsr_ray.config import Config, ToolsConfig
+from mmsr_ray.rewards.judge import Case
 from mmsr_ray.tools import tape
 from mmsr_ray.tools.errors import Redactor, ToolsError
 from mmsr_ray.tools.measures import Measures, add
@@ -33,6 +40,8 @@ class Searches(Protocol):
     async def picture_search(self, sha: str, data: bytes, url: str | None) -> ToolResult: ...
 
     async def text_search(self, query: str, question: str) -> ToolResult: ...
+
+    async def judge(self, case: Case) -> ToolResult: ...
 
     async def problems(self) -> list[str]: ...
 
@@ -90,6 +99,11 @@ class Taped:
         live = self._live
         ask = None if live is None else lambda: live.text_search(query, question)
         return await self._call(Call(ToolKind.TEXT, query, question, self._topk), ask)
+
+    async def judge(self, case: Case) -> ToolResult:
+        live = self._live
+        ask = None if live is None else lambda: live.judge(case)
+        return await self._call(Call(ToolKind.JUDGE, case.key, case.question, self._topk), ask)
 
     async def _call(self, call: Call, ask: Callable[[], Awaitable[ToolResult]] | None) -> ToolResult:
         """The boundary: a tape that cannot be read or written is a typed failure too."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from mmsr_ray.agent.grammar import parse_turn
 from mmsr_ray.config import AgentConfig, RewardConfig
-from mmsr_ray.rewards.score import score
+from mmsr_ray.rewards.score import overlong, score
 from mmsr_ray.types import Answer, Outcome, Reward, Sample, SealedTokens, TextSearch, ToolKind, ToolResult, Trajectory, Turn
 
 IMAGE = "<reason>who</reason><search><img></search>"
@@ -95,3 +97,25 @@ def test_workflows_without_tags() -> None:
     assert (reward.correct, reward.well_formed, reward.searches_counted) == (True, True, 1)
     failed = Trajectory("u", 0, "direct", "Where?", (), Outcome.POLICY_ERROR, "", None, TOKENS)
     assert score(failed, SAMPLE, RewardConfig(), PATHS, 1).total == 0.0
+
+
+@pytest.mark.parametrize(("tokens", "expected"), [(0, 0.0), (80, 0.0), (90, -0.5), (100, -1.0), (101, -1.0)])
+def test_overlong_is_punished_as_in_dapo(tokens: int, expected: float) -> None:
+    """Equation 13 with L_max = 100 and L_cache = 20: 0 up to 80, then down to -1 at 100, then -1."""
+    assert overlong(tokens, 100, 20) == pytest.approx(expected)
+    assert overlong(tokens, 0, 0) == 0.0
+
+
+def test_overlong_counts_what_the_policy_wrote() -> None:
+    turns = tuple(replace(turn, tokens=45) for turn in trajectory(IMAGE, RIGHT).turns)
+    long = replace(trajectory(IMAGE, RIGHT), turns=turns)
+    assert score(long, SAMPLE, RewardConfig(overlong_limit=100, overlong_buffer=20), PATHS, 1).total == pytest.approx(0.91 - 0.5)
+    assert score(long, SAMPLE, RewardConfig(overlong_limit=50), PATHS, 1).total == pytest.approx(0.91 - 1.0)
+
+
+def test_per_call_warm_up_and_format_together() -> None:
+    """Spec §3.2: (1 - p(s)) for each search, with p(s) = -p + 2 p min((s - 1) / W, 1)."""
+    for step in range(1, 8):
+        p = -0.2 + 0.4 * min((step - 1) / 5, 1)
+        got = rewarded(IMAGE, TEXT, RIGHT, step=step, per_call=True, search_penalty=0.2, penalty_warmup_steps=5).total
+        assert got == pytest.approx(0.9 * (1 - p) ** 2 + 0.1)

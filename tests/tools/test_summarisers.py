@@ -17,7 +17,8 @@ from mmsr_ray.tools.foreign import SUMMARY_CHARS
 from mmsr_ray.tools.http import Http
 from mmsr_ray.tools.local import LocalTools
 from mmsr_ray.tools.providers.base import Summary, Usage
-from mmsr_ray.tools.providers.summarisers import ChatSummariser, ExtractiveSummariser, extract, prompt, without_thoughts
+from mmsr_ray.tools.providers.chat import without_thoughts
+from mmsr_ray.tools.providers.summarisers import ChatSummariser, ExtractiveSummariser, extract, prompt
 from mmsr_ray.tools.providers.words import sentences, words
 from mmsr_ray.types import TextHit, ToolFailure
 from tests.tools.web import KEY, Web, configure

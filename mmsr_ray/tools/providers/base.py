@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Protocol
 from yarl import URL
 
 from mmsr_ray.config import ProviderConfig
+from mmsr_ray.rewards.judge import Case
 from mmsr_ray.tools.errors import ProviderError, ToolsError
 from mmsr_ray.tools.http import Http, public, reachable
 from mmsr_ray.types import ToolFailure
@@ -119,6 +120,12 @@ class Summariser(Protocol):
     identity: str
 
     async def summarise(self, page: str, question: str) -> Summary: ...
+
+
+class JudgeProvider(Protocol):
+    identity: str
+
+    async def decide(self, case: Case) -> Summary: ...
 
 
 class ImageHost(Protocol):
