@@ -156,9 +156,8 @@ class GRPO(Algorithm):
             "sync": time.monotonic() - collected - learn_seconds,
             "total": time.monotonic() - began,
         }
-        self._log(batch, groups, learned, seconds, stale)
         self._stopped = nonfinite.verdict(learned, self.finished_steps, [entry.result.group for entry in batch], self.folder)
-        self.metrics.log_value("stopped", float(bool(self._stopped)), window=1)
+        self._log(batch, groups, learned, seconds, stale)
         if self._stopped:
             logger.critical("training stops: %s", self._stopped)
             return
@@ -271,6 +270,7 @@ class GRPO(Algorithm):
         """What ends the trial (jobs.reinforce)."""
         self.metrics.log_value("finished_steps", self.finished_steps, window=1)
         self.metrics.log_value("budget_spent", float(out_of_money), window=1)
+        self.metrics.log_value("stopped", float(bool(self._stopped)), window=1)
 
     def _stop_for_money(self, spent: BudgetSpent) -> None:
         """End cleanly: every prompt that is not trained stays charged, so that the trial's last checkpoint hands it out again."""
