@@ -18,7 +18,7 @@ from ray import ObjectRef
 import mmsr_ray.agent
 import mmsr_ray.atlas
 from mmsr_ray.agent.prompts import PromptSet
-from mmsr_ray.atlas.prepare import demonstrations, point_at, prepare, start_web, world_settings
+from mmsr_ray.atlas.prepare import cache_namespace, demonstrations, point_at, prepare, start_web, world_settings
 from mmsr_ray.config import Config
 from mmsr_ray.learner.plan import Item
 from mmsr_ray.tools.taped import needs_live
@@ -40,7 +40,9 @@ def world(config: Config) -> Iterator[Config]:
         return
     web = start_web(config.atlas)
     try:
-        yield replace(config, tools=point_at(config.tools, web.base))
+        tools = point_at(config.tools, web.base)
+        cache = replace(tools.cache, namespace=tools.cache.namespace or cache_namespace(config.atlas))
+        yield replace(config, tools=replace(tools, cache=cache))
     finally:
         web.stop()
 

@@ -54,6 +54,12 @@ def world_settings(atlas: AtlasConfig) -> dict[str, Any]:
     return {name: value for name, value in asdict(atlas).items() if name not in _NOT_THE_WORLD}
 
 
+def cache_namespace(atlas: AtlasConfig) -> str:
+    """Of the tools' cache: two worlds may be served at one address, one after the other."""
+    settings = json.dumps(world_settings(atlas), sort_keys=True)
+    return f"atlas-{hashlib.sha256(settings.encode()).hexdigest()[:16]}"
+
+
 def world_of(atlas: AtlasConfig) -> world.World:
     return world.World(atlas.seed, **pools(atlas))
 

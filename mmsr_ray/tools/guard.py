@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, wait_exponential_jitter
+from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
 from mmsr_ray.config import ProviderConfig
 from mmsr_ray.tools.errors import ProviderError
@@ -33,7 +33,7 @@ T = TypeVar("T")
 _BREAKS = {ToolFailure.TIMEOUT, ToolFailure.UNAVAILABLE, ToolFailure.BAD_RESPONSE}  # a 4xx or a 429 says: alive
 _OVERLOAD = {ToolFailure.TIMEOUT, ToolFailure.UNAVAILABLE, ToolFailure.RATE_LIMITED}  # garbage says: wrong, not busy
 _DEFAULT_HOLD = 1.0  # seconds of silence after a 429 that names none
-_backoff = wait_exponential_jitter(initial=0.1, max=4.0, jitter=0.2)
+_backoff = wait_exponential_jitter(initial=0.1, max=4.0, jitter=0.2)  # a silence that the service asked for runs meanwhile
 
 
 @dataclass(slots=True)
@@ -84,7 +84,7 @@ class Guard:
                 and asyncio.get_running_loop().time() + (error.retry_after or 0) < trace.deadline
             )
 
-        retrying = AsyncRetrying(stop=stop_after_attempt(self._attempts), wait=_pause, retry=retry_if_exception(worth_it), reraise=True)
+        retrying = AsyncRetrying(stop=stop_after_attempt(self._attempts), wait=_backoff, retry=retry_if_exception(worth_it), reraise=True)
         async for attempt in retrying:
             with attempt:
                 trace.attempts = max(trace.attempts, attempt.retry_state.attempt_number)
@@ -202,9 +202,3 @@ def _silence(error: ProviderError) -> float:
     if error.retry_after is not None:
         return error.retry_after
     return _DEFAULT_HOLD if error.failure is ToolFailure.RATE_LIMITED else 0.0
-
-
-def _pause(state: RetryCallState) -> float:
-    """Exponential with jitter; where the service asked for silence, the shared limit does the waiting."""
-    error = state.outcome.exception() if state.outcome is not None else None
-    return 0.0 if isinstance(error, ProviderError) and _silence(error) > 0 else _backoff(state)

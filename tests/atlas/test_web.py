@@ -12,10 +12,10 @@ import aiohttp
 import pytest
 
 from mmsr_ray.atlas import looks, search
-from mmsr_ray.atlas.prepare import AtlasError, WebProcess, check_web, point_at, start_web, world_of
+from mmsr_ray.atlas.prepare import AtlasError, WebProcess, cache_namespace, check_web, point_at, start_web, world_of
 from mmsr_ray.atlas.teacher import AtlasTools
 from mmsr_ray.atlas.world import Pool
-from mmsr_ray.config import Config, load
+from mmsr_ray.config import AtlasConfig, Config, load
 from mmsr_ray.tools.local import LocalTools
 from mmsr_ray.types import ImageHit, TextHit, ToolFailure
 
@@ -137,3 +137,9 @@ def test_summaries_keep_the_page_order_and_prefer_the_question() -> None:
     page = "A is a place. A: the city is Runa. A: the song is Dawn."
     assert search.summarise(page, "What is the song of this place?", 1) == "A is a place."
     assert "Dawn" in search.summarise(page, "What is the song of this place?", 2)
+
+
+def test_the_cache_tells_worlds_apart_but_not_their_weather() -> None:
+    name = cache_namespace(AtlasConfig())
+    assert cache_namespace(AtlasConfig(failure_rate=0.5, dir="elsewhere")) == name
+    assert len({name, cache_namespace(AtlasConfig(seed=1)), cache_namespace(AtlasConfig(known=25))}) == 3
