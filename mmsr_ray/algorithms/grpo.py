@@ -270,6 +270,7 @@ class GRPO(Algorithm):
         """What ends the trial (jobs.reinforce)."""
         self.metrics.log_value("finished_steps", self.finished_steps, window=1)
         self.metrics.log_value("budget_spent", float(out_of_money), window=1)
+        self.metrics.log_value("stopped", 0.0, window=1)
         self.metrics.log_value("stopped", float(bool(self._stopped)), window=1)
 
     def _stop_for_money(self, spent: BudgetSpent) -> None:

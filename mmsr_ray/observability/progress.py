@@ -123,6 +123,8 @@ def step_line(metrics: Mapping[str, Any], total: int | None = None) -> str:
     spent = [f"{name} {seconds[name]:.1f}" for name in ("rollout", "learn", "sync") if seconds.get(name) is not None]
     if spent:
         parts.append(f"{seconds['total']:.1f} s ({', '.join(spent)})" if seconds.get("total") is not None else ", ".join(spent))
+    if (metrics.get("tools") or {}).get("cost_usd"):
+        parts.append(f"{metrics['tools']['cost_usd']:.4f} USD")
     if metrics.get("seconds_left") is not None:
         parts.append(f"{duration(metrics['seconds_left'])} left")
     return "  ".join(parts)

@@ -148,6 +148,7 @@ class Purse:
         if self._budget:
             left = self._budget - self._spent - self._leased
             if left < least:
+                self._tidy()
                 return Grant(0, AGAIN_SECONDS if self._budget - self._spent >= least else 0.0)
             want = min(want, left // 4)  # towards the end nobody hoards
         amount = max(least, want)
@@ -158,8 +159,7 @@ class Purse:
     def settle(self, seat: str, life: str, *, spent: int, back: int) -> None:
         """A holder has spent and gives back. When nothing is leased any more the exact sum is written."""
         self._account_for(seat, life, spent, back)
-        if self._leased == 0:
-            self.close()
+        self._tidy()
 
     def _account_for(self, seat: str, life: str, spent: int, back: int) -> None:
         """From a holder that is not known nothing is taken: its lease counts as spent already."""
@@ -170,10 +170,9 @@ class Purse:
         self._spent += spent
         self._write_ahead()
 
-    def close(self) -> None:
-        """Write the exact sum; what is leased stays counted."""
-        if self._written != self._spent + self._leased:
-            self._written = self._spent + self._leased
+    def _tidy(self) -> None:
+        if self._leased == 0 and self._written != self._spent:
+            self._written = self._spent
             self._record.write(self._written)
 
     @property

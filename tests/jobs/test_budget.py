@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -121,3 +123,29 @@ def test_the_money_ends_three_times_and_every_prompt_is_trained_once(
     assert [record["cost_usd"] for record in records] == [0.02, 0.03, 0.03, 0.03]
     assert all(record["calls"] == 6 for record in records[1:])
     assert records[-1]["cost_usd_total"] == 0.16
+
+
+@pytest.mark.heavy
+def test_a_job_without_money_ends_with_its_own_status_and_a_report(tmp_path: Path) -> None:
+    """The fixed workflow always searches, so the evaluation before training meets the budget whatever the policy is."""
+    settings = {
+        "run.dir": tmp_path,
+        "run.name": "poor",
+        "sft.enabled": "false",
+        "atlas.train_questions": 16,
+        "atlas.test_questions": 8,
+        "evaluation.workflows": "[rag]",
+        "tools.image_search.price.per_call": 0.01,
+        "tools.budget_usd": 0.025,
+        "learner.world_size": 1,
+        "grpo.steps": 1,
+    }
+    command = [sys.executable, "jobs/train.py", "--config", str(ATLAS_YAML), *(f"{key}={value}" for key, value in settings.items())]
+    done = subprocess.run(command, cwd=ATLAS_YAML.parents[2], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 3, done.stderr[-3000:]
+    assert "the budget of 0.025 USD is spent after training step 0 of 1: raise tools.budget_usd" in done.stderr
+    run = tmp_path / "poor"
+    assert json.loads((run / "summary.json").read_text())["rows"] == []
+    assert not rows_file(run, "before RL").exists()
+    assert "<b>0.0200 USD</b> of a budget of 0.0250 USD" in (run / "report.html").read_text()
+    assert counted(run) == 0.02

@@ -131,9 +131,13 @@ def test_the_file_survives_and_says_what_is_wrong_with_it(tmp_path: Path) -> Non
     purse.lease("a", "1", least=CENT, want=4 * CENT)
     assert json.loads(path.read_text())["counted_nano_usd"] >= 4 * CENT, "written before it can be spent"
     killed = Purse(1.0, SpentFile(path), costliest=CENT)
+    assert killed.lease("a", "1", least=99 * CENT, want=99 * CENT).amount == 0
     assert killed.account.spent >= 0.04
     purse.settle("a", "1", spent=CENT, back=3 * CENT)
     assert json.loads(path.read_text()) == {"counted_nano_usd": CENT, "counted_usd": 0.01}, "exact when nothing is leased"
+    purse.lease("a", "1", least=4 * CENT, want=4 * CENT)
+    assert purse.lease("a", "1", least=100 * CENT, want=100 * CENT, spent=2 * CENT, back=2 * CENT).amount == 0
+    assert json.loads(path.read_text())["counted_usd"] == 0.03, "after a refusal too"
     for broken in ("", "{", "[]", '{"counted_nano_usd": "1"}', '{"counted_nano_usd": -1}'):
         path.write_text(broken)
         with pytest.raises(ToolsError, match="does not say what this run has spent"):
