@@ -127,7 +127,7 @@ class FlightCache:
             self.counts[f"{layer}.misses"] += 1
             entry = await self._produce(produce, deadline, keep)
             if entry.expires > self._clock():
-                await self.store.put(where, key, entry)
+                self.store.put(where, key, entry)
             return entry
         finally:
             self._flights.pop((where, key), None)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Sequence
 
 import pytest
 
 from mmsr_ray.tools.cache import FlightCache, key_of
 from mmsr_ray.tools.errors import ProviderError
-from mmsr_ray.tools.stores.base import Entry, LayeredStore, MemoryStore
+from mmsr_ray.tools.stores.base import Entry, Item, LayeredStore, MemoryStore
 from mmsr_ray.types import ToolFailure
 
 MEGABYTE = 1 << 20
@@ -159,15 +160,15 @@ class SlowStore:
     """A store behind the memory that takes its time."""
 
     def __init__(self, seconds: float) -> None:
-        self.seconds, self.entries = seconds, {}
+        self.seconds, self.entries = seconds, dict[tuple[str, str], Entry]()
 
     async def get(self, layer: str, key: str) -> Entry | None:
         await asyncio.sleep(self.seconds)
         return self.entries.get((layer, key))
 
-    async def put(self, layer: str, key: str, entry: Entry) -> None:
+    async def put_all(self, items: Sequence[Item]) -> None:
         await asyncio.sleep(self.seconds)
-        self.entries[layer, key] = entry
+        self.entries.update({(layer, key): entry for layer, key, entry in items})
 
     async def close(self) -> None:
         return
@@ -180,7 +181,7 @@ async def test_a_slow_store_is_asked_once_and_loses_no_result_at_the_deadline() 
     back = SlowStore(0.2)
     cache = FlightCache(LayeredStore(MemoryStore(MEGABYTE), back, Counter()))
     source = Source(b"v")
-    assert await asyncio.gather(*(cache.get("x", "k", source, soon(0.3)) for _ in range(8))) == [b"v"] * 8  # while the write is under way
+    assert await asyncio.gather(*(cache.get("x", "k", source, soon(0.3)) for _ in range(8))) == [b"v"] * 8  # does not wait for the write
     assert source.calls == 1
     await asyncio.sleep(0.3)
     assert back.entries["x", "k"].value == b"v"

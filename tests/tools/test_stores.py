@@ -10,15 +10,16 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from mmsr_ray.config import CacheConfig, Config, ConfigError, validate
 from mmsr_ray.tools.errors import ToolsError
 from mmsr_ray.tools.stores import open_store
-from mmsr_ray.tools.stores.base import Entry, LayeredStore, MemoryStore, StoreError
+from mmsr_ray.tools.stores.base import Entry, Item, LayeredStore, MemoryStore, StoreError
 from mmsr_ray.tools.stores.sqlite import SqliteStore
 
 MEGABYTE = 1 << 20
@@ -39,10 +40,10 @@ def value_of(entry: Entry | None) -> bytes | None:
 @pytest.mark.parametrize("kind", ["memory", "file"])
 async def test_store_keeps_layers_apart_and_says_what_is_not_there(kind: str, tmp_path: Path) -> None:
     store = open_store(CacheConfig(dir="" if kind == "memory" else str(tmp_path / "deep" / "er")), Counter())
-    await store.put("a", "k", Entry(b"1"))
-    await store.put("b", "k", Entry(b"2"))
-    await store.put("a", "k", Entry(b"3"))
-    await store.put("a", "gone", Entry(b"why", time.time() + 60, found=False))
+    store.put("a", "k", Entry(b"1"))
+    store.put("b", "k", Entry(b"2"))
+    store.put("a", "k", Entry(b"3"))
+    store.put("a", "gone", Entry(b"why", time.time() + 60, found=False))
     assert [value_of(await store.get(layer, "k")) for layer in "abc"] == [b"3", b"2", None]
     assert not (await store.get("a", "gone") or Entry(b"")).found
     assert value_of(store.peek("a", "k")) == b"3"
@@ -53,12 +54,12 @@ async def test_memory_forgets_the_least_recently_used_and_what_expired() -> None
     clock = Clock()
     store = MemoryStore(3 * 1000, clock)
     for i in range(4):
-        await store.put("x", str(i), Entry(bytes(500)))
+        store.put("x", str(i), Entry(bytes(500)))
         store.peek("x", "0")
     assert [store.peek("x", str(i)) is not None for i in range(4)] == [True, False, True, True]
-    await store.put("x", "huge", Entry(bytes(10_000)))  # fits nowhere, and drives nothing out
+    store.put("x", "huge", Entry(bytes(10_000)))  # fits nowhere, and drives nothing out
     assert [store.peek("x", key) is not None for key in ("huge", "0")] == [False, True]
-    await store.put("x", "0", Entry(b"short", clock.now + 10))
+    store.put("x", "0", Entry(b"short", clock.now + 10))
     clock.now += 10
     assert store.peek("x", "0") is None
 
@@ -67,11 +68,11 @@ async def test_file_entries_expire_and_make_room(tmp_path: Path) -> None:
     clock = Clock()
     store = SqliteStore(tmp_path / "c.sqlite", clock=clock)
     for i in range(40):
-        await store.put("x", str(i), Entry(b"v", clock.now + 10))
+        await store.put_all([("x", str(i), Entry(b"v", clock.now + 10))])
     clock.now += 10
     assert await store.get("x", "0") is None
     for i in range(3):
-        await store.put("y", str(i), Entry(b"v"))
+        await store.put_all([("y", str(i), Entry(b"v"))])
     await store.close()
     rows = sqlite3.connect(tmp_path / "c.sqlite").execute("select layer, count(*) from entries group by layer").fetchall()
     assert rows == [("y", 3)]
@@ -80,12 +81,12 @@ async def test_file_entries_expire_and_make_room(tmp_path: Path) -> None:
 async def test_file_stays_within_its_bound_and_keeps_what_is_used(tmp_path: Path) -> None:
     clock, path = Clock(), tmp_path / "c.sqlite"
     store = SqliteStore(path, 2 * MEGABYTE, clock)
-    await store.put("x", "hot", Entry(b"kept"))
+    await store.put_all([("x", "hot", Entry(b"kept"))])
     slowest = 0.0
     for i in range(400):
         clock.now += 1
         began = time.perf_counter()
-        await store.put("x", str(i), Entry(bytes(20_000)))
+        await store.put_all([("x", str(i), Entry(bytes(20_000)))])
         slowest = max(slowest, time.perf_counter() - began)
         assert value_of(await store.get("x", "hot")) == b"kept"
     assert await store.get("x", "0") is None
@@ -99,7 +100,7 @@ async def test_file_is_shared_and_a_broken_one_is_left_behind_by_all(tmp_path: P
     path = tmp_path / "tools.sqlite"
     path.write_bytes(b"this is no database, " * 100)
     one, two = SqliteStore(path), SqliteStore(path)
-    await one.put("x", "k", Entry(b"v"))
+    await one.put_all([("x", "k", Entry(b"v"))])
     assert value_of(await two.get("x", "k")) == b"v"
     assert path.read_bytes().startswith(b"this is no database")
     assert "tools.sqlite is broken" in caplog.text.replace("\n", " ")
@@ -114,7 +115,7 @@ async def test_file_that_breaks_in_the_middle_of_a_run_is_replaced(tmp_path: Pat
     path = tmp_path / "tools.sqlite"
     one, two = SqliteStore(path), SqliteStore(path)
     for i in range(200):
-        await one.put("x", str(i), Entry(bytes(3_000)))
+        await one.put_all([("x", str(i), Entry(bytes(3_000)))])
     await one.close()
     one = SqliteStore(path)
     with sqlite3.connect(path) as db:
@@ -130,7 +131,7 @@ async def test_file_that_breaks_in_the_middle_of_a_run_is_replaced(tmp_path: Pat
     for store in (one, two):
         with pytest.raises(StoreError):
             await read_all(store)
-    await one.put("x", "new", Entry(b"v"))
+    await one.put_all([("x", "new", Entry(b"v"))])
     assert value_of(await two.get("x", "new")) == b"v"
     assert (tmp_path / "tools.1.sqlite").exists()
     await one.close()
@@ -140,13 +141,14 @@ async def test_file_that_breaks_in_the_middle_of_a_run_is_replaced(tmp_path: Pat
 WRITER = """
 import asyncio, sys
 from pathlib import Path
+from typing import ClassVar
 from mmsr_ray.tools.stores.base import Entry
 from mmsr_ray.tools.stores.sqlite import SqliteStore
 
 async def main():
     store = SqliteStore(Path(sys.argv[1]))
     for i in range(1_000_000):
-        await store.put("x", str(i), Entry(str(i).encode() * 100))
+        await store.put_all([("x", str(i), Entry(str(i).encode() * 100))])
         print(i, flush=True)
 
 asyncio.run(main())
@@ -178,7 +180,8 @@ async def test_a_full_disk_costs_requests_not_results(tmp_path: Path, caplog: py
     back._file.writer.execute("pragma max_page_count = 20")  # SQLite says "database or disk is full" beyond
     store = LayeredStore(MemoryStore(MEGABYTE), back, counts)
     for i in range(20):
-        await store.put("x", str(i), Entry(bytes(20_000)))
+        store.put("x", str(i), Entry(bytes(20_000)))
+        await store.written()
     assert [await store.get("x", str(i)) is not None for i in range(20)] == [True] * 20
     assert counts["store.failed"] == 8  # then it is left alone for a while
     assert counts["store.skipped"] > 0
@@ -190,10 +193,12 @@ async def test_no_call_waits_for_the_file_on_the_loop(tmp_path: Path) -> None:
     """Another process holds the write lock: reads go on, the loop too, the write gives up."""
     path, counts = tmp_path / "c.sqlite", Counter()
     store = LayeredStore(MemoryStore(MEGABYTE), SqliteStore(path), counts)
-    await store.put("x", "k", Entry(b"v"))
+    store.put("x", "k", Entry(b"v"))
+    await store.written()
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("begin immediate")
-    ticks, writing = 0, asyncio.create_task(store.put("x", "new", Entry(b"w")))
+    store.put("x", "new", Entry(b"w"))
+    ticks, writing = 0, asyncio.create_task(store.written())
     while not writing.done():
         await asyncio.sleep(0.01)
         ticks += 1
@@ -225,7 +230,7 @@ class Broken:
         await self._meet()
         return Entry(b"kept")
 
-    async def put(self, layer: str, key: str, entry: Entry) -> None:
+    async def put_all(self, items: Sequence[Item]) -> None:
         await self._meet()
 
     async def close(self) -> None:
@@ -253,6 +258,30 @@ async def test_a_store_that_is_down_is_left_alone_and_found_again(caplog: pytest
     clock.now += 5
     assert value_of(await store.get("x", "k")) == b"kept"
     assert value_of(store.peek("x", "k")) == b"kept"
+
+
+async def test_writes_happen_behind_the_callers_and_together(tmp_path: Path) -> None:
+    class Counting(SqliteStore):
+        batches: ClassVar[list[int]] = []
+
+        async def put_all(self, items: Sequence[Item]) -> None:
+            self.batches.append(len(items))
+            await super().put_all(items)
+
+    back = Counting(tmp_path / "c.sqlite")
+    store = LayeredStore(MemoryStore(100 * MEGABYTE), back, Counter())
+    began = time.perf_counter()
+    for i in range(1000):
+        store.put("x", str(i), Entry(bytes(10_000)))
+    assert time.perf_counter() - began < 0.1
+    assert value_of(store.peek("x", "999")) == bytes(10_000)
+    await store.written()
+    assert (sum(back.batches), max(back.batches), len(back.batches)) == (1000, 128, 8)
+    store.put("x", "last", Entry(b"v"))
+    await store.close()  # writes what is left
+    fresh = SqliteStore(tmp_path / "c.sqlite")
+    assert [value_of(await fresh.get("x", key)) for key in ("0", "999", "last")] == [bytes(10_000), bytes(10_000), b"v"]
+    await fresh.close()
 
 
 async def test_a_folder_that_cannot_be_had_is_one_sentence(tmp_path: Path) -> None:

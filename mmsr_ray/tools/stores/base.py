@@ -10,8 +10,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable
+from collections import Counter, OrderedDict, deque
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -24,6 +24,8 @@ FORMAT = 2  # of what is kept; part of the file's name and of the keys in redis,
 _ENTRY_BYTES = 500  # of a key and its bookkeeping in memory
 _PATIENCE_SECONDS = 2.0  # for one read or write behind the memory
 _BREAK_AFTER, _COOLDOWN_SECONDS = 8, 5.0
+_UNWRITTEN = 20_000  # entries that wait to be written
+_BATCH, _BATCH_BYTES = 128, 4 << 20  # of entries that are written together
 _LOG_EVERY_SECONDS = 60.0
 
 
@@ -38,12 +40,15 @@ class Entry:
     found: bool = True  # False: there is nothing, and `value` says why
 
 
+Item = tuple[str, str, Entry]  # layer, key, entry
+
+
 class Store(Protocol):
-    """Entries by layer and key. `get` and `put` may raise StoreError and may be slow."""
+    """Entries by layer and key, somewhere else. Everything may raise StoreError and may be slow."""
 
     async def get(self, layer: str, key: str) -> Entry | None: ...
 
-    async def put(self, layer: str, key: str, entry: Entry) -> None: ...
+    async def put_all(self, items: Sequence[Item]) -> None: ...
 
     async def close(self) -> None: ...
 
@@ -52,10 +57,20 @@ class Store(Protocol):
         ...
 
 
-class QuickStore(Store, Protocol):
-    """A store that can say at once what is at hand, and whose `get` and `put` neither raise nor hang."""
+class QuickStore(Protocol):
+    """What a cache works on: `peek` and `put` act at once, nothing raises, nothing hangs."""
 
-    def peek(self, layer: str, key: str) -> Entry | None: ...
+    def peek(self, layer: str, key: str) -> Entry | None:
+        """The entry where it is at hand."""
+        ...
+
+    def put(self, layer: str, key: str, entry: Entry) -> None: ...
+
+    async def get(self, layer: str, key: str) -> Entry | None: ...
+
+    async def close(self) -> None: ...
+
+    async def problem(self) -> str: ...
 
 
 class MemoryStore:
@@ -78,11 +93,7 @@ class MemoryStore:
     async def get(self, layer: str, key: str) -> Entry | None:
         return self.peek(layer, key)
 
-    async def put(self, layer: str, key: str, entry: Entry) -> None:
-        self.keep(layer, key, entry)
-
-    def keep(self, layer: str, key: str, entry: Entry) -> None:
-        """`put`, at once."""
+    def put(self, layer: str, key: str, entry: Entry) -> None:
         self._forget((layer, key))
         if len(entry.value) + _ENTRY_BYTES > self._limit:
             return  # would push out everything else and leave at once
@@ -105,15 +116,18 @@ class MemoryStore:
 
 
 class LayeredStore:
-    """Memory in front of `back`. A `back` that keeps failing is left alone for a while, reads and writes apart.
+    """Memory in front of `back`, which is written to behind the callers' backs, many entries at a time.
 
-    `counts` gets store.failed and store.skipped.
+    A process that is killed loses the writes of its last moments. A `back` that keeps failing is left alone for a while,
+    reads and writes apart. `counts` gets store.failed and store.skipped: reads and batches of writes.
     """
 
     def __init__(self, front: MemoryStore, back: Store, counts: Counter[str], clock: Clock = time.monotonic) -> None:
         self._front, self._back, self._counts, self._clock = front, back, counts, clock
         self._reads, self._writes = (Breaker(_BREAK_AFTER, _COOLDOWN_SECONDS, clock) for _ in range(2))
         self._quiet_until = float("-inf")
+        self._unwritten: deque[Item] = deque(maxlen=_UNWRITTEN)  # the oldest are given up first
+        self._writer: asyncio.Task[None] | None = None
 
     def peek(self, layer: str, key: str) -> Entry | None:
         return self._front.peek(layer, key)
@@ -123,14 +137,35 @@ class LayeredStore:
         if entry is None:
             entry = await self._ask(self._reads, lambda: self._back.get(layer, key))
             if entry is not None:
-                self._front.keep(layer, key, entry)
+                self._front.put(layer, key, entry)
         return entry
 
-    async def put(self, layer: str, key: str, entry: Entry) -> None:
-        self._front.keep(layer, key, entry)
-        await self._ask(self._writes, lambda: self._back.put(layer, key, entry))
+    def put(self, layer: str, key: str, entry: Entry) -> None:
+        self._front.put(layer, key, entry)
+        self._unwritten.append((layer, key, entry))
+        if self._writer is None or self._writer.done():
+            self._writer = asyncio.create_task(self._write())
+
+    async def written(self) -> None:
+        """Returns when everything that was put is written or given up."""
+        if self._writer is not None:
+            await asyncio.shield(self._writer)
+
+    async def _write(self) -> None:
+        while self._unwritten:
+            batch, size = [], 0
+            while self._unwritten and len(batch) < _BATCH and size < _BATCH_BYTES:
+                batch.append(self._unwritten.popleft())
+                size += len(batch[-1][2].value)
+            await self._ask(self._writes, lambda batch=batch: self._back.put_all(batch))
 
     async def close(self) -> None:
+        """Writes what is left, for a few seconds at most."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(2 * _PATIENCE_SECONDS):
+                await self.written()
+        if self._writer is not None:
+            self._writer.cancel()
         await self._front.close()
         with contextlib.suppress(TimeoutError, StoreError):
             async with asyncio.timeout(_PATIENCE_SECONDS):

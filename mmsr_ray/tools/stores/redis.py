@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import struct
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -19,7 +20,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from yarl import URL
 
 from mmsr_ray.tools.limits import Clock
-from mmsr_ray.tools.stores.base import FORMAT, Entry, StoreError
+from mmsr_ray.tools.stores.base import FORMAT, Entry, Item, StoreError
 
 PREFIX = f"mmsr-ray:tools:{FORMAT}"
 
@@ -54,13 +55,15 @@ class RedisStore:
         found, expires = _HEAD.unpack_from(data)
         return Entry(data[_HEAD.size :], expires, found) if expires > self._clock() else None
 
-    async def put(self, layer: str, key: str, entry: Entry) -> None:
-        left = entry.expires - self._clock()
-        if left <= 0:
-            return
-        lifetime = None if left == float("inf") else max(1, round(left * 1000))
+    async def put_all(self, items: Sequence[Item]) -> None:
+        pipeline = self._redis.pipeline(transaction=False)
+        for layer, key, entry in items:
+            left = entry.expires - self._clock()
+            if left > 0:
+                lifetime = None if left == float("inf") else max(1, round(left * 1000))
+                pipeline.set(f"{PREFIX}:{layer}:{key}", _HEAD.pack(entry.found, entry.expires) + entry.value, px=lifetime)
         try:
-            await self._redis.set(f"{PREFIX}:{layer}:{key}", _HEAD.pack(entry.found, entry.expires) + entry.value, px=lifetime)
+            await pipeline.execute()
         except (RedisError, OSError) as error:
             raise self._failure(error) from None
 

@@ -1,7 +1,7 @@
 """One SQLite file, shared by the processes of one machine (WAL mode does not work on network file systems).
 
-Promise: an entry that was put survives a kill at any point. The file stays within `max_bytes`: each write first makes a
-little room, what expired and what was not used for longest leaves first. A file that is not sound is left where it is
+Promise: what `put_all` returned from survives a kill at any point. The file stays within `max_bytes`: each write first
+makes a little room, what expired and what was not used for longest leaves first. A file that is not sound is left where it is
 and a new one is begun beside it, at the start or in the middle of a run, by all processes alike. Reads and writes happen
 on two threads, so that neither blocks the event loop nor waits for the other.
 """
@@ -13,7 +13,7 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from mmsr_ray.tools.limits import Clock
-from mmsr_ray.tools.stores.base import Entry, StoreError
+from mmsr_ray.tools.stores.base import Entry, Item, StoreError
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _START_SECONDS, _BUSY_SECONDS = 10, 1  # for another process's write
-_BATCH = 16  # entries that one write removes at most, of each sort
+_BATCH = 16  # entries that one write removes beyond two for each that it adds, of each sort
 _USED = 1_000  # reads that are remembered between two writes
 _UNSOUND = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _SCHEMA = (
@@ -81,8 +81,8 @@ class SqliteStore:
     async def get(self, layer: str, key: str) -> Entry | None:
         return await self._on(self._reading, lambda file: self._get(file, layer, key))
 
-    async def put(self, layer: str, key: str, entry: Entry) -> None:
-        await self._on(self._writing, lambda file: self._put(file, layer, key, entry))
+    async def put_all(self, items: Sequence[Item]) -> None:
+        await self._on(self._writing, lambda file: self._put_all(file, items))
 
     async def close(self) -> None:
         """Ends both threads."""
@@ -122,21 +122,22 @@ class SqliteStore:
             self._used[layer, key] = now
         return Entry(row[0], row[1], bool(row[2]))
 
-    def _put(self, file: _File, layer: str, key: str, entry: Entry) -> None:
+    def _put_all(self, file: _File, items: Sequence[Item]) -> None:
         now, used, self._used = self._clock(), self._used, {}
         with _transaction(file.writer) as db:
             db.executemany("update entries set used = ? where layer = ? and key = ?", [(when, *at) for at, when in list(used.items())])
-            self._make_room(db, file.page_bytes, len(entry.value), now)
-            db.execute(
-                "insert or replace into entries values (?, ?, ?, ?, ?, ?)", (layer, key, entry.value, entry.found, entry.expires, now)
+            self._make_room(db, file.page_bytes, sum(len(entry.value) for _, _, entry in items), len(items), now)
+            db.executemany(
+                "insert or replace into entries values (?, ?, ?, ?, ?, ?)", [(*at, e.value, e.found, e.expires, now) for *at, e in items]
             )
 
-    def _make_room(self, db: sqlite3.Connection, page_bytes: int, needed: int, now: float) -> None:
-        """A few entries only: a long deletion would keep everybody else's writes waiting."""
-        db.execute("delete from entries where rowid in (select rowid from entries where expires <= ? limit ?)", (now, _BATCH))
+    def _make_room(self, db: sqlite3.Connection, page_bytes: int, needed: int, new: int, now: float) -> None:
+        """For `needed` bytes in `new` entries. A few entries leave only: a long deletion would keep other processes waiting."""
+        most = _BATCH + 2 * new
+        db.execute("delete from entries where rowid in (select rowid from entries where expires <= ? limit ?)", (now, most))
         if not self._max_bytes:
             return
-        for _ in range(_BATCH):
+        for _ in range(most):
             pages, free = (db.execute(f"pragma {what}").fetchone()[0] for what in ("page_count", "freelist_count"))
             if (pages - free) * page_bytes + needed <= self._max_bytes:
                 return
