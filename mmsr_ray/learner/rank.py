@@ -13,7 +13,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,16 @@ import torch
 import torch.distributed as dist
 from huggingface_hub import save_torch_state_dict, snapshot_download
 from ray import ObjectRef
-from safetensors.torch import load_file, save_file
 
 from mmsr_ray.config import Config
 from mmsr_ray.learner.batch import Row
-from mmsr_ray.learner.model import Policy, load_policy, named_weights
+from mmsr_ray.learner.model import Policy, load_policy
 from mmsr_ray.learner.objective import longest_answer, resolve
 from mmsr_ray.learner.pictures import PatchCache, VisionGeometry
 from mmsr_ray.learner.plan import Item, MiniBatch, Portion, UpdatePlan
+from mmsr_ray.learner.reference import AdaptersOff, FrozenCopy, Reference
 from mmsr_ray.learner.step import collate_portion, contribution, score
+from mmsr_ray.learner.trainable import checkpoint_weights, choose, trained_parameters
 from mmsr_ray.types import Group
 from mmsr_ray.weights.publisher import Bucket, buckets
 
@@ -56,7 +57,12 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
         zero |= {"reduce_scatter": learner.gpus_per_rank > 0}
     if learner.zero_stage == 3:
         zero |= {"stage3_gather_16bit_weights_on_model_save": False, "stage3_param_persistence_threshold": 100_000}
+    if learner.offload != "none":
+        zero |= {"offload_optimizer": {"device": "cpu", "pin_memory": learner.gpus_per_rank > 0}}
+    if learner.offload == "all":
+        zero |= {"offload_param": {"device": "cpu", "pin_memory": learner.gpus_per_rank > 0}}
     return {
+        "zero_force_ds_cpu_optimizer": False,  # torch's own fused AdamW runs on the CPU too and needs no compiling
         "train_micro_batch_size_per_gpu": 1,  # rows are counted by the plan, not by DeepSpeed
         "gradient_accumulation_steps": 1,
         "gradient_clipping": learner.grad_clip,
@@ -77,7 +83,7 @@ class LearnerRank:
         self._model_path = model_path
         self._dtype = torch.bfloat16 if config.learner.dtype == "bfloat16" else torch.float32  # of compute
         self._objective = resolve(config.grpo.loss, longest_answer(config.agent))
-        self._reference: Policy | None = None
+        self._reference: Reference | None = None
         self._skipped_in_a_row = 0
 
     # ------------------------------------------------------------------------------------------------ start
@@ -106,8 +112,9 @@ class LearnerRank:
         settings = deepspeed_config(self._config)
         # read whole into host memory; ZeRO-3 cuts it up when the engine is built
         policy = load_policy(self._model_path, dtype=self._dtype, gradient_checkpointing=learner.gradient_checkpointing)
+        choose(policy, learner)
         optimizer = torch.optim.AdamW(
-            policy.parameters(), lr=0.0, betas=(learner.betas[0], learner.betas[1]), weight_decay=learner.weight_decay, fused=True
+            trained_parameters(policy), lr=0.0, betas=(learner.betas[0], learner.betas[1]), weight_decay=learner.weight_decay, fused=True
         )
         self._engine: Any = deepspeed.initialize(model=policy, optimizer=optimizer, config=settings)[0]
         self._cache = PatchCache(VisionGeometry.load(_local_folder(self._model_path)))
@@ -128,19 +135,29 @@ class LearnerRank:
             group["lr"] = plan.lr
         # the first mini-batch trains on the weights that the others need their old log-probs from: its own are free
         old = [None, *([self._score(portion) for portion in mini.ranks[self._rank]] for mini in plan.minibatches[1:])]
+        references = self._reference_scores(plan)
         tally = _Tally(self._device, self._skipped_in_a_row)
-        for mini, old_logprobs in zip(plan.minibatches, old, strict=False):
-            self._step(mini, plan, old_logprobs, tally)
+        for mini, old_logprobs, reference in zip(plan.minibatches, old, references, strict=True):
+            self._step(mini, plan, old_logprobs, reference, tally)
         self._groups = {}
         self._skipped_in_a_row = tally.skipped_in_a_row
         metrics = tally.reduce()
         metrics |= {"lr": plan.lr, "tokens": float(sum(item.length for item in plan.items)), "seconds": time.monotonic() - began}
         return metrics
 
-    def _step(self, mini: MiniBatch, plan: UpdatePlan, old: list[torch.Tensor] | None, tally: _Tally) -> None:
+    def _reference_scores(self, plan: UpdatePlan) -> Sequence[list[torch.Tensor] | None]:
+        """The frozen model's log-probs for every portion of every mini-batch, or None for each where there is no KL term."""
+        if self._reference is None or plan.loss != "grpo" or self._objective.kl_coef == 0:
+            return [None] * len(plan.minibatches)
+        temperature = self._config.rollout.temperature
+        with self._reference.awake() as scored:
+            return [[scored(self._collate(portion), temperature) for portion in mini.ranks[self._rank]] for mini in plan.minibatches]
+
+    def _step(
+        self, mini: MiniBatch, plan: UpdatePlan, old: list[torch.Tensor] | None, reference: list[torch.Tensor] | None, tally: _Tally
+    ) -> None:
         portions = mini.ranks[self._rank]
         objective = self._objective if plan.loss == "grpo" else None
-        reference = self._reference if objective is not None and objective.kl_coef > 0 else None
         for number, portion in enumerate(portions):
             self._engine.set_gradient_accumulation_boundary(number == len(portions) - 1)
             batch = self._collate(portion)
@@ -151,7 +168,7 @@ class LearnerRank:
                 objective=objective,
                 temperature=self._config.rollout.temperature,
                 old=None if old is None else old[number],
-                reference=None if reference is None else score(reference, batch, self._config.rollout.temperature),
+                reference=None if reference is None else reference[number],
             )
             # DeepSpeed averages gradients over ranks; the loss is already this rank's share of the sum
             self._engine.backward(out.loss * self._config.learner.world_size, scale_wrt_gas=False)
@@ -187,9 +204,9 @@ class LearnerRank:
 
     def _weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Whole tensors by checkpoint name, each valid until the next is asked for. A collective under ZeRO-3."""
-        for name, parameter in named_weights(self._policy).items():
-            with deepspeed.zero.GatheredParameters([parameter], enabled=self._config.learner.zero_stage == 3):
-                yield name, parameter.data
+        for weight in checkpoint_weights(self._policy):
+            with deepspeed.zero.GatheredParameters(list(weight.parameters), enabled=self._config.learner.zero_stage == 3):
+                yield weight.name, weight.value()
 
     def publish(self, version: int) -> Iterator[Bucket]:
         """Buckets of all weights in the engine's dtype (rank 0; a streaming generator, the caller owns what it yields)."""
@@ -203,12 +220,15 @@ class LearnerRank:
             pass
 
     def set_reference(self) -> None:
-        """Freeze a copy of the current weights as the KL reference, in the dtype of compute."""
-        if self._reference is None:
-            self._reference = load_policy(self._model_path, dtype=self._dtype).to(self._device).requires_grad_(False).eval()
-        target = named_weights(self._reference)
-        for name, tensor in self._weights():
-            target[name].data.copy_(tensor)
+        """Freeze the current weights as the KL reference, in the dtype of compute."""
+        self._reference = self._reference or self._make_reference()
+        self._reference.freeze(self._weights())
+
+    def _make_reference(self) -> Reference:
+        if self._config.learner.lora.rank > 0:
+            return AdaptersOff(self._engine, self._policy)
+        home = torch.device("cpu") if self._config.learner.reference == "host" else self._device
+        return FrozenCopy(lambda: load_policy(self._model_path, dtype=self._dtype), home, self._device)
 
     # ------------------------------------------------------------------------------------------------ disk
 
@@ -222,8 +242,8 @@ class LearnerRank:
         self._engine.save_checkpoint(str(partial), tag=TAG, save_latest=False)
         if self._rank == 0:
             if self._reference is not None:
-                save_file({n: p.data.contiguous() for n, p in named_weights(self._reference).items()}, partial / "reference.safetensors")
-            (partial / "learner.json").write_text(json.dumps(self._signature()))
+                self._reference.save(partial)
+            (partial / "learner.json").write_text(json.dumps(self._signature() | {"reference": self._reference is not None}))
         dist.barrier()
         if self._rank == 0:
             if final.exists():
@@ -237,18 +257,23 @@ class LearnerRank:
         if not (path / "learner.json").is_file():
             raise RankError(f"{folder} is no learner checkpoint: it has no learner.json")
         found, wanted = json.loads((path / "learner.json").read_text()), self._signature()
+        has_reference = found.pop("reference")
         if found != wanted:
             raise RankError(f"the checkpoint {folder} was written by {found}, this learner is {wanted}: set learner.* as it was")
         self._engine.load_checkpoint(str(path), tag=TAG)
-        if (path / "reference.safetensors").is_file():
-            self.set_reference()
-            assert self._reference is not None
-            for name, tensor in load_file(path / "reference.safetensors").items():
-                named_weights(self._reference)[name].data.copy_(tensor)
+        if has_reference:
+            self._reference = self._reference or self._make_reference()
+            self._reference.load(path)
 
     def _signature(self) -> dict[str, Any]:
         learner = self._config.learner
-        return {"world_size": learner.world_size, "zero_stage": learner.zero_stage, "dtype": learner.dtype}
+        return {
+            "world_size": learner.world_size,
+            "zero_stage": learner.zero_stage,
+            "dtype": learner.dtype,
+            "lora_rank": learner.lora.rank,
+            "freeze_vision": learner.freeze_vision,
+        }
 
     def export(self, folder: str) -> None:
         """Write a model folder (rank 0): weights as safetensors, every other file of the base model beside them."""

@@ -12,7 +12,7 @@ import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
 
-from mmsr_ray.config import Config, DataConfig, LearnerConfig, ModelConfig
+from mmsr_ray.config import Config, DataConfig, LearnerConfig, LoRAConfig, ModelConfig
 from mmsr_ray.learner.batch import Row
 from mmsr_ray.learner.group import LearnerError, LearnerGroup
 from mmsr_ray.learner.model import load_policy, named_weights
@@ -121,7 +121,8 @@ def test_zero_2_trains_publishes_skips_saves_and_recovers(base: Path, cluster: N
         "clip_fraction",
         "mismatch_abs_mean",
         "mismatch_max",
-        "tis_mean",
+        "correction_mean",
+        "correction_masked",
         "grad_norm",
         "lr",
         "tokens",
@@ -134,7 +135,9 @@ def test_zero_2_trains_publishes_skips_saves_and_recovers(base: Path, cluster: N
     # a step that is not finite changes nothing
     before = weights_of(group, 2)
     metrics = group.update(make_plan("grpo", advantage=float("nan")), refs)
-    assert metrics["skipped"] == 1.0
+    assert (metrics["skipped"], metrics["skipped_in_a_row"]) == (1.0, 1.0)
+    metrics = group.update(make_plan("grpo", minibatches=2, advantage=float("nan")), refs)
+    assert (metrics["skipped"], metrics["skipped_in_a_row"]) == (2.0, 3.0), "a row goes on from update to update"
     assert_same(weights_of(group, 3), before)
 
     # the exported folder is the model, side files included
@@ -182,4 +185,52 @@ def test_zero_3_takes_the_same_steps(base: Path, cluster: None, tmp_path: Path) 
     group.update(make_plan("grpo"), refs)
     group.load(tmp_path / "checkpoint")
     assert_same(weights_of(group), before)
+    group.shutdown()
+
+
+def test_adapters_learn_alone_and_are_their_own_reference(base: Path, cluster: None, tmp_path: Path) -> None:
+    config = settings(base, 2)
+    config.learner.lora = LoRAConfig(rank=4, alpha=8)
+    group = LearnerGroup(config, str(base))
+    group.start()
+    refs = put_groups()
+    start = {name: p.detach() for name, p in named_weights(load_policy(base)).items()}
+    assert_same(weights_of(group), start)
+    group.set_reference()
+    first = group.update(make_plan("grpo", lr=1e-2), refs)
+    second = group.update(make_plan("grpo", lr=1e-2), refs)
+    assert first["kl"] == pytest.approx(0.0, abs=1e-7), "the policy is still its own reference"
+    assert second["kl"] > 1e-5
+    trained = weights_of(group)
+    changed = {name for name, tensor in trained.items() if not torch.equal(tensor, start[name])}
+    assert changed == {
+        name for name in start if name.endswith(tuple(f"{t}.weight" for t in config.learner.lora.targets)) and ".visual." not in name
+    }
+
+    group.save(tmp_path / "checkpoint")
+    third = group.update(make_plan("grpo", lr=1e-2), refs)
+    group.restart(tmp_path / "checkpoint")
+    assert_same(weights_of(group), trained, 1e-6)
+    again = group.update(make_plan("grpo", lr=1e-2), refs)
+    assert again["kl"] == pytest.approx(third["kl"], rel=1e-3)
+    assert again["grad_norm"] == pytest.approx(third["grad_norm"], rel=1e-3)
+
+    group.export(tmp_path / "exported")
+    merged = Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path / "exported")
+    assert_same({name: p.detach() for name, p in merged.named_parameters()}, weights_of(group))
+    group.shutdown()
+
+
+def test_offloaded_state_takes_the_same_steps(base: Path, cluster: None) -> None:
+    config = settings(base, 3)
+    config.learner.offload, config.learner.reference = "all", "host"
+    group = LearnerGroup(config, str(base))
+    group.start()
+    refs = put_groups()
+    group.set_reference()
+    for _ in range(2):
+        group.update(make_plan("sft", advantage=1.0), refs)
+    expected, _ = torch_only(base, config, 2)
+    assert_same(weights_of(group), expected, 3e-4)
+    assert group.update(make_plan("grpo"), refs)["kl"] > 0
     group.shutdown()

@@ -15,7 +15,7 @@ ROWS = [make_row(1, length=30), make_row(2, length=41, pictures=((56, 56, 0), (2
 
 def adapted(rank: int = 4) -> Policy:
     policy = make_policy()
-    choose(policy, LearnerConfig(lora=LoRAConfig(rank=rank, alpha=8.0)))
+    choose(policy, LearnerConfig(lora=LoRAConfig(rank=rank, alpha=8)))
     return policy
 
 
@@ -37,9 +37,7 @@ def test_all_weights_learn_by_default() -> None:
     policy = make_policy()
     choose(policy, LearnerConfig())
     assert len(trained_parameters(policy)) == len(list(policy.parameters()))
-    assert {w.name: w.value().data_ptr() for w in checkpoint_weights(policy)} == {
-        n: p.data_ptr() for n, p in named_weights(policy).items()
-    }
+    assert {w.name: w.value().data_ptr() for w in checkpoint_weights(policy)} == {n: p.data_ptr() for n, p in named_weights(policy).items()}
 
 
 def test_a_frozen_vision_tower_gets_no_gradient(cache: PatchCache) -> None:
