@@ -11,12 +11,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
-
-from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
 from mmsr_ray.config import ProviderConfig
 from mmsr_ray.tools.errors import ProviderError
@@ -33,7 +32,7 @@ T = TypeVar("T")
 _BREAKS = {ToolFailure.TIMEOUT, ToolFailure.UNAVAILABLE, ToolFailure.BAD_RESPONSE}  # a 4xx or a 429 says: alive
 _OVERLOAD = {ToolFailure.TIMEOUT, ToolFailure.UNAVAILABLE, ToolFailure.RATE_LIMITED}  # garbage says: wrong, not busy
 _DEFAULT_HOLD = 1.0  # seconds of silence after a 429 that names none
-_backoff = wait_exponential_jitter(initial=0.1, max=4.0, jitter=0.2)  # a silence that the service asked for runs meanwhile
+_BACKOFF_SECONDS, _BACKOFF_MOST, _JITTER = 0.1, 4.0, 0.2
 
 
 @dataclass(slots=True)
@@ -76,20 +75,17 @@ class Guard:
 
     async def call(self, trace: Trace, request: Callable[[], Awaitable[T]]) -> T:
         """The request's value. Raises ProviderError: the last attempt's."""
-
-        def worth_it(error: BaseException) -> bool:
-            return (
-                isinstance(error, ProviderError)
-                and error.retry
-                and asyncio.get_running_loop().time() + (error.retry_after or 0) < trace.deadline
-            )
-
-        retrying = AsyncRetrying(stop=stop_after_attempt(self._attempts), wait=_backoff, retry=retry_if_exception(worth_it), reraise=True)
-        async for attempt in retrying:
-            with attempt:
-                trace.attempts = max(trace.attempts, attempt.retry_state.attempt_number)
+        for attempt in range(1, self._attempts + 1):
+            trace.attempts = max(trace.attempts, attempt)
+            try:
                 return await self._attempt(trace, request)
-        raise AssertionError("tenacity ends in a value or an error")
+            except ProviderError as error:
+                pause = _backoff(attempt)  # a silence that the service asked for runs meanwhile
+                late = asyncio.get_running_loop().time() + max(pause, error.retry_after or 0.0) >= trace.deadline
+                if attempt == self._attempts or not error.retry or late:
+                    raise
+            await asyncio.sleep(pause)
+        raise AssertionError("the last attempt returns or raises")
 
     async def _attempt(self, trace: Trace, request: Callable[[], Awaitable[T]]) -> T:
         admitted = await self._admission(trace.deadline)  # outside the slots: a queue must not wait out one cooldown after another
@@ -202,3 +198,8 @@ def _silence(error: ProviderError) -> float:
     if error.retry_after is not None:
         return error.retry_after
     return _DEFAULT_HOLD if error.failure is ToolFailure.RATE_LIMITED else 0.0
+
+
+def _backoff(attempt: int) -> float:
+    """Seconds between attempt number `attempt` and the next: exponential, with jitter so that callers do not come back in step."""
+    return min(_BACKOFF_MOST, _BACKOFF_SECONDS * 2 ** (attempt - 1)) + random.uniform(0.0, _JITTER)

@@ -162,9 +162,9 @@ class SlowStore:
     def __init__(self, seconds: float) -> None:
         self.seconds, self.entries = seconds, dict[tuple[str, str], Entry]()
 
-    async def get(self, layer: str, key: str) -> Entry | None:
+    async def get_all(self, keys: Sequence[tuple[str, str]]) -> list[Entry | None]:
         await asyncio.sleep(self.seconds)
-        return self.entries.get((layer, key))
+        return [self.entries.get(key) for key in keys]
 
     async def put_all(self, items: Sequence[Item]) -> None:
         await asyncio.sleep(self.seconds)

@@ -88,6 +88,10 @@ def layered(server: Server, counts: Counter[str] | None = None) -> LayeredStore:
     return LayeredStore(MemoryStore(MEGABYTE), RedisStore(server.url), Counter() if counts is None else counts)
 
 
+async def read(store: RedisStore, layer: str, key: str) -> Entry | None:
+    return (await store.get_all([(layer, key)]))[0]
+
+
 def soon(seconds: float = 10.0) -> float:
     return asyncio.get_running_loop().time() + seconds
 
@@ -103,20 +107,20 @@ async def test_entries_come_back_on_another_node_under_our_prefix_until_their_ti
             ("page", "past", Entry(b"x", time.time() - 1)),
         ]
     )
-    assert await two.get("page", "k") == await one.get("page", "k")
-    kept = await two.get("page", "k")
+    assert await read(two, "page", "k") == await read(one, "page", "k")
+    kept = await read(two, "page", "k")
     assert kept is not None
     assert kept.value == value
-    assert (await two.get("page", "gone") or Entry(b"")).found is False
-    assert await two.get("page", "for ever") == Entry(b"")
-    assert await two.get("page", "past") is None
+    assert (await read(two, "page", "gone") or Entry(b"")).found is False
+    assert await read(two, "page", "for ever") == Entry(b"")
+    assert await read(two, "page", "past") is None
     assert set(await plain.keys()) == {f"{PREFIX}:page:{key}".encode() for key in ("k", "gone", "for ever")}
     assert 3500 < await plain.ttl(f"{PREFIX}:page:k") <= 3600
     assert await plain.ttl(f"{PREFIX}:page:for ever") == -1
     await asyncio.sleep(0.35)
-    assert await two.get("page", "gone") is None
+    assert await read(two, "page", "gone") is None
     await plain.set(f"{PREFIX}:page:k", b"short")  # somebody else's: a miss, not an error
-    assert await two.get("page", "k") is None
+    assert await read(two, "page", "k") is None
     for client in (one, two):
         await client.close()
     await plain.aclose()
@@ -138,7 +142,7 @@ async def test_flushed(server: Server) -> None:
     plain, store = Redis.from_url(server.url), RedisStore(server.url)
     await store.put_all([("x", "k", Entry(b"v"))])
     await plain.flushall()
-    assert await store.get("x", "k") is None
+    assert await read(store, "x", "k") is None
     await store.close()
     await plain.aclose()
 
@@ -153,9 +157,10 @@ async def test_down_and_back_again(server: Server, caplog: pytest.LogCaptureFixt
     assert await cache.get("x", "warm", produce, soon()) == b"v"
     server.stop()
     began = time.perf_counter()
-    assert await asyncio.gather(*(cache.get("x", str(i), produce, soon()) for i in range(200))) == [b"v"] * 200
+    for wave in range(4):
+        assert await asyncio.gather(*(cache.get("x", f"{wave}-{i}", produce, soon()) for i in range(200))) == [b"v"] * 200
     assert time.perf_counter() - began < 3.0
-    assert counts["store.failed"] >= 8
+    assert counts["store.failed"] >= 3
     assert counts["store.skipped"] > 0
     assert sum("cache:" in record.message for record in caplog.records) == 1
     await server.start()
@@ -163,7 +168,7 @@ async def test_down_and_back_again(server: Server, caplog: pytest.LogCaptureFixt
     await cache.get("x", "new", produce, soon())
     await cache.close()
     other = RedisStore(server.url)
-    assert await other.get("x", "new") is not None
+    assert await read(other, "x", "new") is not None
     await other.close()
 
 
@@ -189,16 +194,16 @@ async def test_a_redis_that_hangs_costs_a_moment_once(server: Server) -> None:
 
     server.signal(signal.SIGSTOP)
     try:
-        began = time.perf_counter()
-        assert await asyncio.gather(*(cache.get("x", str(i), produce, soon()) for i in range(100))) == [b"v"] * 100
-        first = time.perf_counter() - began
-        began = time.perf_counter()
-        assert await asyncio.gather(*(cache.get("x", f"again{i}", produce, soon()) for i in range(100))) == [b"v"] * 100
-        assert first < 6.0
-        assert time.perf_counter() - began < 1.0
+        seconds = []
+        for wave in range(6):
+            began = time.perf_counter()
+            assert await asyncio.gather(*(cache.get("x", f"{wave}-{i}", produce, soon()) for i in range(100))) == [b"v"] * 100
+            seconds.append(time.perf_counter() - began)
+        assert max(seconds) < 3.0
+        assert max(seconds[3:]) < 0.5
     finally:
         server.signal(signal.SIGCONT)
-    assert counts["store.failed"] >= 16
+    assert counts["store.failed"] >= 3
     await cache.close()
 
 
@@ -209,7 +214,7 @@ async def test_full(tmp_path: Path) -> None:
     for i in range(20):
         store.put("x", str(i), Entry(os.urandom(400_000)))
         await store.written()
-    assert 0 < counts["store.failed"] <= 8
+    assert 0 < counts["store.failed"] <= 3
     assert await store.get("x", "19") is not None  # reads are no worse for it
     await store.close()
     server.stop()

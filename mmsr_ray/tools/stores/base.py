@@ -22,10 +22,10 @@ T = TypeVar("T")
 
 FORMAT = 2  # of what is kept; part of the file's name and of the keys in redis, so that formats never meet
 _ENTRY_BYTES = 500  # of a key and its bookkeeping in memory
-_PATIENCE_SECONDS = 2.0  # for one read or write behind the memory
-_BREAK_AFTER, _COOLDOWN_SECONDS = 8, 5.0
+_PATIENCE_SECONDS = 1.5  # for one batch behind the memory
+_BREAK_AFTER, _COOLDOWN_SECONDS = 3, 5.0  # batches
 _UNWRITTEN = 20_000  # entries that wait to be written
-_BATCH, _BATCH_BYTES = 128, 4 << 20  # of entries that are written together
+_BATCH, _BATCH_BYTES = 128, 4 << 20  # of entries that are read, and written, together
 _LOG_EVERY_SECONDS = 60.0
 
 
@@ -46,7 +46,9 @@ Item = tuple[str, str, Entry]  # layer, key, entry
 class Store(Protocol):
     """Entries by layer and key, somewhere else. Everything may raise StoreError and may be slow."""
 
-    async def get(self, layer: str, key: str) -> Entry | None: ...
+    async def get_all(self, keys: Sequence[tuple[str, str]]) -> list[Entry | None]:
+        """For each (layer, key) what is there."""
+        ...
 
     async def put_all(self, items: Sequence[Item]) -> None: ...
 
@@ -116,16 +118,18 @@ class MemoryStore:
 
 
 class LayeredStore:
-    """Memory in front of `back`, which is written to behind the callers' backs, many entries at a time.
+    """Memory in front of `back`, which is asked for many entries at a time, and written to behind the callers.
 
     A process that is killed loses the writes of its last moments. A `back` that keeps failing is left alone for a while,
-    reads and writes apart. `counts` gets store.failed and store.skipped: reads and batches of writes.
+    reads and writes apart. `counts` gets store.failed and store.skipped, by batch.
     """
 
     def __init__(self, front: MemoryStore, back: Store, counts: Counter[str], clock: Clock = time.monotonic) -> None:
         self._front, self._back, self._counts, self._clock = front, back, counts, clock
         self._reads, self._writes = (Breaker(_BREAK_AFTER, _COOLDOWN_SECONDS, clock) for _ in range(2))
         self._quiet_until = float("-inf")
+        self._wanted: deque[tuple[str, str, asyncio.Future[Entry | None]]] = deque()
+        self._reader: asyncio.Task[None] | None = None
         self._unwritten: deque[Item] = deque(maxlen=_UNWRITTEN)  # the oldest are given up first
         self._writer: asyncio.Task[None] | None = None
 
@@ -134,11 +138,27 @@ class LayeredStore:
 
     async def get(self, layer: str, key: str) -> Entry | None:
         entry = self._front.peek(layer, key)
-        if entry is None:
-            entry = await self._ask(self._reads, lambda: self._back.get(layer, key))
-            if entry is not None:
-                self._front.put(layer, key, entry)
+        if entry is not None:
+            return entry
+        answer: asyncio.Future[Entry | None] = asyncio.get_running_loop().create_future()
+        self._wanted.append((layer, key, answer))
+        if self._reader is None or self._reader.done():
+            self._reader = asyncio.create_task(self._read())
+        entry = await answer
+        if entry is not None:
+            self._front.put(layer, key, entry)
         return entry
+
+    async def _read(self) -> None:
+        while self._wanted:
+            batch = [self._wanted.popleft() for _ in range(min(_BATCH, len(self._wanted)))]
+            found: list[Entry | None] | None = None
+            try:
+                found = await self._ask(self._reads, lambda batch=batch: self._back.get_all([(layer, key) for layer, key, _ in batch]))
+            finally:  # nobody is left waiting, whatever happened
+                for (_, _, answer), entry in zip(batch, found or [None] * len(batch), strict=True):
+                    if not answer.done():
+                        answer.set_result(entry)
 
     def put(self, layer: str, key: str, entry: Entry) -> None:
         self._front.put(layer, key, entry)
@@ -164,8 +184,9 @@ class LayeredStore:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(2 * _PATIENCE_SECONDS):
                 await self.written()
-        if self._writer is not None:
-            self._writer.cancel()
+        for task in (self._reader, self._writer):
+            if task is not None:
+                task.cancel()
         await self._front.close()
         with contextlib.suppress(TimeoutError, StoreError):
             async with asyncio.timeout(_PATIENCE_SECONDS):

@@ -26,7 +26,7 @@ PREFIX = f"mmsr-ray:tools:{FORMAT}"
 
 _HEAD = struct.Struct("<?d")  # found, expires
 _SECONDS = 1.0  # to connect, to wait for a connection, and for an answer
-_CONNECTIONS = 32  # per process; requests beyond wait for one
+_CONNECTIONS = 8  # per process: requests are batches, one that reads and one that writes at a time
 
 
 class RedisStore:
@@ -45,11 +45,14 @@ class RedisStore:
         )
         self._redis = Redis.from_pool(pool)
 
-    async def get(self, layer: str, key: str) -> Entry | None:
+    async def get_all(self, keys: Sequence[tuple[str, str]]) -> list[Entry | None]:
         try:
-            data: Any = await self._redis.get(f"{PREFIX}:{layer}:{key}")
+            found: list[Any] = await self._redis.mget([f"{PREFIX}:{layer}:{key}" for layer, key in keys])
         except (RedisError, OSError) as error:
             raise self._failure(error) from None
+        return [self._entry(data) for data in found]
+
+    def _entry(self, data: bytes | None) -> Entry | None:
         if data is None or len(data) < _HEAD.size:
             return None
         found, expires = _HEAD.unpack_from(data)

@@ -78,8 +78,8 @@ class SqliteStore:
                 self._number += 1
                 logger.warning("cache %s is broken (%s) and may be deleted: going on with %s", path, error, self._named(self._number).name)
 
-    async def get(self, layer: str, key: str) -> Entry | None:
-        return await self._on(self._reading, lambda file: self._get(file, layer, key))
+    async def get_all(self, keys: Sequence[tuple[str, str]]) -> list[Entry | None]:
+        return await self._on(self._reading, lambda file: [self._get(file, layer, key) for layer, key in keys])
 
     async def put_all(self, items: Sequence[Item]) -> None:
         await self._on(self._writing, lambda file: self._put_all(file, items))
