@@ -24,6 +24,8 @@ from mmsr_ray.learner.plan import Item
 from mmsr_ray.tools.taped import needs_live
 from mmsr_ray.types import Group
 
+NOWHERE = "http://atlas.invalid"  # of the tools of a replay: nobody may answer there, and nobody is asked
+
 
 @contextmanager
 def world(config: Config) -> Iterator[Config]:
@@ -36,7 +38,7 @@ def world(config: Config) -> Iterator[Config]:
         return
     prepare(config)
     if not needs_live(config.tools):
-        yield config
+        yield replace(config, tools=point_at(config.tools, NOWHERE))
         return
     web = start_web(config.atlas)
     try:
