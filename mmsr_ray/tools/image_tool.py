@@ -22,6 +22,7 @@ from mmsr_ray.types import ImageHit, Picture, ToolFailure
 _INLINE_BYTES, _INLINE_PIXELS = 100_000, 100_000  # a bigger thumbnail is decoded on a thread
 _DECODERS = 2  # threads at most: a picture of 16 megapixels takes a second and 300 MB
 _PICTURES = ("image/", "application/octet-stream", "binary/octet-stream")  # content types; the bytes are checked by decoding
+_DIGEST_BYTES = 32  # of a sha256
 
 
 class ImageTool:
@@ -68,14 +69,16 @@ class ImageTool:
 
     async def _hit(self, lead: Lead, trace: Trace) -> ImageHit:
         async def produce() -> bytes:
-            return await self._bounded(await self._parts.guards[THUMBNAILS].call(trace, lambda: self._thumbnail(lead.thumbnail)))
+            if lead.thumbnail.startswith("data:"):
+                data = foreign.data_url(lead.thumbnail, self._parts.config.thumbnail_bytes)
+            else:
+                data = await self._parts.guards[THUMBNAILS].call(trace, lambda: self._thumbnail(lead.thumbnail))
+            bounded = await self._bounded(data)
+            return hashlib.sha256(bounded).digest() + bounded  # decoded, scaled and hashed once for all that see it
 
-        if lead.thumbnail.startswith("data:"):  # it came with the answer, and is kept with it
-            data = await self._bounded(foreign.data_url(lead.thumbnail, self._parts.config.thumbnail_bytes))
-        else:
-            key = key_of(lead.thumbnail, str(self._parts.config.thumbnail_pixels))
-            data = await self._parts.cache.get("thumbnail", key, produce, trace.deadline)
-        return ImageHit(lead.title, Picture(data, hashlib.sha256(data).hexdigest()), lead.url)
+        key = key_of(lead.thumbnail, str(self._parts.config.thumbnail_pixels))
+        kept = await self._parts.cache.get("thumbnail", key, produce, trace.deadline)
+        return ImageHit(lead.title, Picture(kept[_DIGEST_BYTES:], kept[:_DIGEST_BYTES].hex()), lead.url)
 
     async def _bounded(self, data: bytes) -> bytes:
         """The thumbnail, harmless and within the pixel budget."""
