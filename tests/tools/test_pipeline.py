@@ -90,6 +90,23 @@ async def test_nothing_found_is_not_infrastructure(web: Web) -> None:
         assert (await tools.text_search("other", "x")).failure is ToolFailure.NO_RESULTS
 
 
+async def test_what_is_gone_is_not_asked_for_again_for_a_while(web: Web) -> None:
+    web.rude["reader"] = lambda request, n: http.Response(status=404) if request.path[-1] in "01" else None
+    web.rude["thumb"] = lambda request, n: http.Response(status=404) if request.match_info["n"] == "0" else None
+    async with LocalTools(configure(web.root, cache=CacheConfig(negative_seconds=3.0))) as tools:
+        assert [h.url[-1] for h in (await tools.text_search("q", "x")).hits] == list("23456")
+        assert (await tools.image_search(png(), None, "x")).ok
+        before = web.counts["reader"], web.counts["thumb"]
+        again = await tools.text_search("q", "another question")
+        assert [h.url[-1] for h in again.hits] == list("23456")
+        assert (await tools.image_search(png(), None, "x")).cached
+        assert (web.counts["reader"], web.counts["thumb"]) == before
+        assert tools.stats()["cache.page.negative_hits"] == 2
+        await asyncio.sleep(3.1)
+        web.rude.clear()
+        assert [h.url[-1] for h in (await tools.text_search("q", "a third question")).hits] == list("01234")
+
+
 async def test_32_calls_of_one_second_take_about_one_second(web: Web) -> None:
     web.delay["google"] = 1.0
     config = configure(web.root, summariser=ProviderConfig(kind="extractive"))

@@ -102,7 +102,7 @@ async def test_entries_come_back_on_another_node_under_our_prefix_until_their_ti
     await one.put_all(
         [
             ("page", "k", Entry(value, time.time() + 3600)),
-            ("page", "gone", Entry(b"HTTP 404", time.time() + 0.3, found=False)),
+            ("page", "gone", Entry(b"HTTP 404", time.time() + 2.0, found=False)),
             ("page", "for ever", Entry(b"")),
             ("page", "past", Entry(b"x", time.time() - 1)),
         ]
@@ -117,7 +117,7 @@ async def test_entries_come_back_on_another_node_under_our_prefix_until_their_ti
     assert set(await plain.keys()) == {f"{PREFIX}:page:{key}".encode() for key in ("k", "gone", "for ever")}
     assert 3500 < await plain.ttl(f"{PREFIX}:page:k") <= 3600
     assert await plain.ttl(f"{PREFIX}:page:for ever") == -1
-    await asyncio.sleep(0.35)
+    await asyncio.sleep(2.1)
     assert await read(two, "page", "gone") is None
     await plain.set(f"{PREFIX}:page:k", b"short")  # somebody else's: a miss, not an error
     assert await read(two, "page", "k") is None
@@ -200,7 +200,7 @@ async def test_a_redis_that_hangs_costs_a_moment_once(server: Server) -> None:
             assert await asyncio.gather(*(cache.get("x", f"{wave}-{i}", produce, soon()) for i in range(100))) == [b"v"] * 100
             seconds.append(time.perf_counter() - began)
         assert max(seconds) < 3.0
-        assert max(seconds[3:]) < 0.5
+        assert max(seconds[3:]) < 0.9
     finally:
         server.signal(signal.SIGCONT)
     assert counts["store.failed"] >= 3
@@ -261,13 +261,13 @@ async def test_nothing_found_is_shared_between_nodes_for_a_while(server: Server)
         raise ProviderError(ToolFailure.NO_RESULTS, "nothing found")
 
     for _ in range(2):
-        cache = FlightCache(layered(server), negative_seconds=1.0)
+        cache = FlightCache(layered(server), negative_seconds=3.0)
         with pytest.raises(ProviderError, match="nothing found"):
             await cache.get("x", "k", nothing, soon())
         await cache.close()
     assert calls == 1
-    await asyncio.sleep(1.1)
-    cache = FlightCache(layered(server), negative_seconds=1.0)
+    await asyncio.sleep(3.1)
+    cache = FlightCache(layered(server), negative_seconds=3.0)
     with pytest.raises(ProviderError, match="nothing found"):
         await cache.get("x", "k", nothing, soon())
     assert calls == 2

@@ -277,7 +277,7 @@ async def test_writes_happen_behind_the_callers_and_together(tmp_path: Path) -> 
     began = time.perf_counter()
     for i in range(1000):
         store.put("x", str(i), Entry(bytes(10_000)))
-    assert time.perf_counter() - began < 0.1
+    assert time.perf_counter() - began < 0.5
     assert value_of(store.peek("x", "999")) == bytes(10_000)
     await store.written()
     assert (sum(back.batches), max(back.batches), len(back.batches)) == (1000, 128, 8)

@@ -22,9 +22,9 @@ T = TypeVar("T")
 
 FORMAT = 2  # of what is kept; part of the file's name and of the keys in redis, so that formats never meet
 _ENTRY_BYTES = 500  # of a key and its bookkeeping in memory
-_PATIENCE_SECONDS = 1.5  # for one batch behind the memory
+_PATIENCE_SECONDS = 2.0  # for one batch behind the memory
 _BREAK_AFTER, _COOLDOWN_SECONDS = 3, 5.0  # batches
-_UNWRITTEN = 20_000  # entries that wait to be written
+_UNWRITTEN = 5_000  # entries that wait to be written
 _BATCH, _BATCH_BYTES = 128, 4 << 20  # of entries that are read, and written, together
 _LOG_EVERY_SECONDS = 60.0
 
@@ -162,6 +162,8 @@ class LayeredStore:
 
     def put(self, layer: str, key: str, entry: Entry) -> None:
         self._front.put(layer, key, entry)
+        if len(self._unwritten) == _UNWRITTEN:
+            self._counts["store.skipped"] += 1
         self._unwritten.append((layer, key, entry))
         if self._writer is None or self._writer.done():
             self._writer = asyncio.create_task(self._write())
