@@ -73,9 +73,9 @@ class Till:
 
     def __init__(self, bank: Bank) -> None:
         self._bank = bank
-        self._free = 0  # leased and not reserved
-        self._reserved = 0
+        self._free = 0  # leased, and not reserved for a request
         self._spent = 0  # not yet reported
+        self._short = False  # the last answer was a refusal
         self._turn = asyncio.Lock()
         self._tasks: set[asyncio.Task[Grant] | asyncio.Task[None]] = set()
         self._idle: asyncio.TimerHandle | None = None
@@ -91,7 +91,6 @@ class Till:
         try:
             yield bill
         finally:
-            self._reserved -= amount
             self._free += max(0, amount - bill.cost)
             self._spent += bill.cost
             if bill.cost > amount:
@@ -111,15 +110,14 @@ class Till:
                     task = asyncio.create_task(self._lease(amount))
                     self._keep(task)
                     grant = await asyncio.shield(task)  # a caller that gives up must not lose a lease
-                    if grant.amount == 0:
-                        if grant.wait == 0:
-                            raise ProviderError(
-                                ToolFailure.BUDGET, f"{service}: what is left of tools.budget_usd does not pay for a request"
-                            )
-                        await asyncio.sleep(grant.wait)
+                    self._short = grant.amount == 0
+                    if self._short and grant.wait == 0:
+                        raise ProviderError(ToolFailure.BUDGET, f"{service}: what is left of tools.budget_usd does not pay for a request")
+                    await asyncio.sleep(grant.wait)
                 self._free -= amount
-                self._reserved += amount
         except TimeoutError:
+            if not self._short:  # silence is no refusal: training must not end for it
+                raise ProviderError(ToolFailure.UNAVAILABLE, f"{service}: whoever keeps the money did not answer", retry=False) from None
             raise ProviderError(ToolFailure.BUDGET, f"{service}: the rest of tools.budget_usd is held by other requests") from None
 
     async def _lease(self, amount: int) -> Grant:

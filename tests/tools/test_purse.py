@@ -200,8 +200,10 @@ async def test_a_failed_request_costs_nothing() -> None:
 async def test_the_last_money_is_waited_for_while_others_hold_it() -> None:
     purse = Purse(0.02, Unrecorded(), costliest=2 * CENT)
     till = Till(LocalBank(purse))
-    costly = asyncio.create_task(pay(till, CENT, reserve=2 * CENT, seconds=0.3))
+    costly = asyncio.create_task(pay(till, CENT, reserve=2 * CENT, seconds=0.5))
     await asyncio.sleep(0.05)
+    with pytest.raises(ProviderError, match="held by other requests"):
+        await pay(till, CENT, within=0.1)
     await pay(till, CENT, within=2.0)  # gets what the first one left over
     await costly
     with pytest.raises(ProviderError, match="what is left"):
@@ -235,8 +237,9 @@ async def test_a_caller_that_gives_up_loses_no_money() -> None:
 
     purse = Purse(0.01, Unrecorded(), costliest=CENT)
     till = Till(Slow(purse))
-    with pytest.raises(ProviderError):
+    with pytest.raises(ProviderError) as silent:
         await pay(till, CENT, within=0.02)
+    assert silent.value.failure is ToolFailure.UNAVAILABLE, "no answer is not: no money"
     await asyncio.sleep(0.2)
     await pay(till, CENT)
 
