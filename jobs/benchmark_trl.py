@@ -144,7 +144,7 @@ def play(made: Scripted, rollouts: int) -> float:
         made._sync_tool_dicts.append({} if waits else {made.tool: tool})
         made._async_tool_dicts.append({made.tool: tool} if waits else {})
     began = time.perf_counter()
-    completions = made._generate(asked)[3]
+    completions: list[list[dict[str, Any]]] = made._generate(asked)[3]  # type: ignore[assignment]
     seconds = time.perf_counter() - began
     answers = [[m["content"] for m in turns if m["role"] == "tool"] for turns in completions]
     if not all(len(told) == 1 and told[0].startswith("Summary") for told in answers):

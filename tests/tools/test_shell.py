@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import pickle
 import subprocess
 import sys
 import threading
@@ -14,9 +15,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from aiohttp import web as http
 from PIL import Image
+from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
+from mmsr_ray.atlas.world import World
+from mmsr_ray.data.schema import write_fvqa
 from mmsr_ray.tools.__main__ import main
 from mmsr_ray.tools.providers import fvqa_cache
 from tests.tools.web import KEY, Web, png
@@ -241,3 +246,33 @@ def test_a_picture_on_the_web_is_fetched_for_kinds_that_look_at_pictures(
     assert "1. Known" in capsys.readouterr().out
     assert main(["image", f"{served.root}/nothing.png", *local]) == 1
     assert "the picture cannot be had" in capsys.readouterr().err
+
+
+def test_a_folder_of_pictures_is_indexed_and_searched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tower: dict[str, int] = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
+    torch.manual_seed(0)
+    ViTModel(ViTConfig(**tower, image_size=30, patch_size=5)).save_pretrained(tmp_path / "model")  # type: ignore[arg-type]
+    ViTImageProcessor(size={"height": 30, "width": 30}).save_pretrained(tmp_path / "model")
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for n, word in enumerate(("red_tower", "green_gate", "blue_bridge")):
+        Image.effect_mandelbrot((60, 60), (-2 + n, -1.5, n, 1.5), 50).convert("RGB").save(photos / f"{word}.png")
+    (photos / "broken.png").write_bytes(b"no picture")
+    index = tmp_path / "index"
+    assert main(["index-pictures", str(photos), "--model", str(tmp_path / "model"), "--out", str(index), "--batch", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "3 pictures indexed, 1 files skipped: use it by tools.image_search.kind=image_index" in said
+    assert "skipped broken.png" in said
+    assert main(["image", str(photos / "green_gate.png"), "--provider", "image_index", f"tools.image_search.path={index}"]) == 0
+    assert "1. green gate" in capsys.readouterr().out
+
+
+def test_a_released_cache_is_converted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    samples = World(0, known=2, demonstrated=2, train=2, test=2).samples("test", 4)
+    write_fvqa(tmp_path / "data.parquet", samples)
+    entry = {"tool_returned_web_title_list": ["A tower"], "tool_returned_images_urls": ["https://example.org/t.png"]}
+    (tmp_path / "cache.pkl").write_bytes(pickle.dumps({samples[0].uid: entry}))
+    out = tmp_path / "cache.parquet"
+    assert main(["convert-cache", str(tmp_path / "cache.pkl"), "--dataset", str(tmp_path / "data.parquet"), "--out", str(out)]) == 0
+    assert capsys.readouterr().out.startswith("1 searches with 1 hits written")
+    assert pq.read_table(out).column("sha").to_pylist() == [hashlib.sha256(samples[0].image).hexdigest()]
