@@ -84,7 +84,7 @@ def web_url(url: object) -> str:
     """The URL when it is a plausible http(s) one, else "". Characters that no URL has, such as <, are percent-encoded."""
     if not isinstance(url, str) or len(url) > URL_CHARS or not url.startswith(("http://", "https://")):
         return ""
-    if _SPACE.search(url) or not (url.isascii() and url.isprintable()) and (_CONTROL.search(url) or _INVISIBLE.search(url)):
+    if _SPACE.search(url) or (not (url.isascii() and url.isprintable()) and (_CONTROL.search(url) or _INVISIBLE.search(url))):
         return ""
     escaped = _URL_ESCAPES.sub(lambda found: f"%{ord(found.group()):02X}", url)
     try:
