@@ -222,9 +222,7 @@ class GRPO(Algorithm):
 
     # ------------------------------------------------------------------------------------------------ logging
 
-    def _log(
-        self, batch: Sequence[Entry], groups: Sequence[GroupSummary], learned: dict[str, float], clock: StepClock, stale: int
-    ) -> None:
+    def _log(self, batch: Sequence[Entry], groups: Sequence[GroupSummary], learned: dict[str, float], clock: StepClock, stale: int) -> None:
         seconds, overlap = clock.record()
         record = {"step": self.finished_steps, "version": self.version}
         record |= rollout_record(groups, search_limit=self.c.agent.search_limit) | learned
