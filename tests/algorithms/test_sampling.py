@@ -53,7 +53,7 @@ class ScriptedRunner(EnvRunner):
         if kind == "broken" or (kind == "error" and first):
             raise RuntimeError("this prompt breaks the runner's code")
         begun = self.version
-        while kind == "slow" and not mark.with_suffix(".go").exists():
+        while kind == "slow" and not mark.with_suffix(".go").exists():  # noqa: ASYNC110 (the test is another process)
             await asyncio.sleep(0.01)
         spans = {"version_min": begun, "version_max": self.version}
         rows = [summary(uid=ticket.uid, index=i, correct=kind != "same" and i % 2 == 0, **spans) for i in range(n)]

@@ -69,7 +69,7 @@ def test_a_dead_runner_and_a_mute_one_neither_fail_nor_stall_a_step(cluster: Non
 
     alive, mute, dead = (Runner.remote() for _ in range(3))
     ray.get([alive.activity.remote(), dead.activity.remote()], timeout=60)  # type: ignore[attr-defined]
-    ray.kill(dead)
+    ray.kill(dead)  # type: ignore[arg-type]
 
     def ask() -> dict[int, ray.ObjectRef]:
         return {1: alive.activity.remote(), 2: mute.activity.remote(mute=True), 3: dead.activity.remote()}  # type: ignore[attr-defined]

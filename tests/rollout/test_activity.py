@@ -78,9 +78,14 @@ TestClock.settings = settings(max_examples=25, stateful_step_count=25, deadline=
 def test_an_error_inside_closes_what_it_opened() -> None:
     time = Time()
     clock = ActivityClock(time)
-    with pytest.raises(RuntimeError), clock.during(State.GENERATE):
-        time.now = 2.0
-        raise RuntimeError
+
+    def fail() -> None:
+        with clock.during(State.GENERATE):
+            time.now = 2.0
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     time.now = 3.0
     assert clock.reading() == {State.SYNC: 0.0, State.GENERATE: 2.0, State.TOOLS: 0.0, State.IDLE: 1.0}
 
