@@ -408,6 +408,10 @@ def validate(c: Config) -> None:
     said = loss_complaint(c.grpo.loss)
     _require(not said, said)
     _require(0 < c.rollout.temperature <= 2, f"rollout.temperature={c.rollout.temperature}: choose a value above 0 and at most 2")
+    _require(
+        c.atlas.latency_tail == 0 or (c.atlas.latency_tail > 0 and c.atlas.latency_seconds > 0),
+        "atlas.latency_tail spreads requests around atlas.latency_seconds: set both, above 0",
+    )
     _require(c.rollout.min_survivors >= 2, "rollout.min_survivors must be at least 2")
     _require(
         c.agent.deadline_seconds < c.rollout.group_deadline_seconds, "rollout.group_deadline_seconds must exceed agent.deadline_seconds"
