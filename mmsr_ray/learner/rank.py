@@ -25,6 +25,7 @@ from ray import ObjectRef
 from mmsr_ray.config import Config
 from mmsr_ray.learner.batch import Row
 from mmsr_ray.learner.chance import random_state, set_random_state
+from mmsr_ray.learner.consolidate import TAG
 from mmsr_ray.learner.durable import NotWritten, Report, complaint, damage, read_manifest
 from mmsr_ray.learner.export import local_folder, write_model
 from mmsr_ray.learner.model import Policy, load_policy
@@ -32,7 +33,7 @@ from mmsr_ray.learner.objective import longest_answer, resolve
 from mmsr_ray.learner.pictures import PatchCache, VisionGeometry
 from mmsr_ray.learner.plan import Item, MiniBatch, Portion, UpdatePlan
 from mmsr_ray.learner.reference import AdaptersOff, FrozenCopy, Reference
-from mmsr_ray.learner.shards import TAG, ShardWriter, load_own, save_shards
+from mmsr_ray.learner.shards import ShardWriter, load_own, save_shards
 from mmsr_ray.learner.step import collate_portion, contribution, score
 from mmsr_ray.learner.trainable import checkpoint_weights, choose, trained_parameters
 from mmsr_ray.types import Group

@@ -15,10 +15,9 @@ import torch
 import torch.distributed as dist
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointCommitInfo, CheckpointEngine
 
+from mmsr_ray.learner.consolidate import TAG
 from mmsr_ray.learner.durable import DurableFile, FolderWriter, Report, merged, replace_folder, write_manifest
 from mmsr_ray.learner.reference import FILE as REFERENCE
-
-TAG = "learner"  # DeepSpeed's own files lie in a folder of this name
 
 
 class ShardWriter(CheckpointEngine):
