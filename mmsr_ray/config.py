@@ -14,6 +14,8 @@ from typing import Any, cast
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mmsr_ray.evaluation.settings import EvaluationConfig
+from mmsr_ray.evaluation.settings import complaint as evaluation_complaint
 from mmsr_ray.learner.objective import LossConfig
 from mmsr_ray.learner.objective import complaint as loss_complaint
 from mmsr_ray.rewards.settings import RewardConfig
@@ -239,15 +241,6 @@ class SFTConfig:
 
 
 @dataclass
-class EvaluationConfig:
-    questions: int = 0  # 0: all
-    workflows: list[str] = field(default_factory=lambda: ["on_demand", "direct", "rag"])
-    before_training: bool = True
-    trajectories_shown: int = 12
-    deadline_seconds: float = 7200.0  # of one workflow over all questions
-
-
-@dataclass
 class AtlasConfig:
     """The made-up world; used by jobs and tests only."""
 
@@ -405,7 +398,7 @@ def validate(c: Config) -> None:
         c.grpo.lr_schedule in ("sigmoid", "constant", "cosine"),
         f"grpo.lr_schedule={c.grpo.lr_schedule!r}: choose sigmoid, constant or cosine",
     )
-    said = loss_complaint(c.grpo.loss)
+    said = loss_complaint(c.grpo.loss) or evaluation_complaint(c.evaluation)
     _require(not said, said)
     _require(0 < c.rollout.temperature <= 2, f"rollout.temperature={c.rollout.temperature}: choose a value above 0 and at most 2")
     _require(
