@@ -42,6 +42,24 @@ def register() -> None:
 
     if BACKEND not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine(BACKEND, __name__, ObjectStoreTransfer.__name__)
+    _send_all_pictures()
+
+
+def _send_all_pictures() -> None:
+    """Have vLLM's scheduler send its workers every picture of a request, also those that the prefix cache covers.
+
+    It leaves these out (vllm-project/vllm pull request 52041: nobody would encode them). But an update under running
+    requests throws the prefix cache away and begins them anew: their pictures are encoded again, by a worker that does not
+    have them, which is the end of the engine ("Expected number of multimodal embeddings to match ... 0"). What it costs is
+    what vLLM paid before that change: nothing where the worker runs in the engine's process.
+    """
+    from vllm.v1.core.sched import output
+
+    output.strip_covered_mm_data = _all_of_them
+
+
+def _all_of_them(mm_features: list[Any], num_computed_tokens: int, uses_mrope: bool = False) -> list[Any]:
+    return mm_features
 
 
 @dataclass
