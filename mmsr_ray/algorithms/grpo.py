@@ -3,7 +3,7 @@
 Invariants
 - This process holds references and summaries only; tokens and pictures go from runners to learner ranks directly.
 - A step trains `groups_per_step` groups, none sampled by weights older than `staleness` versions.
-- The weight version only grows. After a learner failure everything goes back to the last checkpoint together (learner,
+- The weight version only grows. A runner, tool actor, feeder or weight store that dies is replaced while training goes on. After a learner failure everything goes back to the last checkpoint together (learner,
   data cursor, step), under a new version, so each prompt is trained once in the history that counts.
 
 RLlib's own setup (module specs, connectors, LearnerGroup) is replaced; its step(), callbacks, metrics, fault tolerance,
@@ -19,7 +19,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray.exceptions import RayError
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
@@ -36,6 +35,7 @@ from mmsr_ray.algorithms.advantages import group_advantages
 from mmsr_ray.algorithms.grpo_config import GRPOConfig
 from mmsr_ray.algorithms.keeping import Keeper
 from mmsr_ray.algorithms.ledger import Entry, Ledger
+from mmsr_ray.algorithms.liveness import Watch
 from mmsr_ray.algorithms.record import MetricsFile, rollout_record, staleness_of, time_record
 from mmsr_ray.algorithms.sampling import Sampler
 from mmsr_ray.algorithms.spending import Spending
@@ -88,7 +88,8 @@ class GRPO(Algorithm):
         self.parts = parts.start(self.c, self.config, logdir=self.logdir, trial=self.trial_id)
         self.env_runner_group = self.parts.runners
         self.ledger = Ledger(self.c.grpo.groups_per_step, self.c.grpo.staleness, self.c.grpo.loss_limit, self.c.grpo.steps)
-        self.sampler = Sampler(self.c, self.parts.runners, self.parts.feeder, self.ledger, self._sync)
+        self.sampler = Sampler(self.c, self.parts.runners, self.parts.feed, self.ledger, self._tend)
+        self._watch = Watch()
         self._last_state = self._small_state(learner=None)
         self._publish()
         self._set_up_metrics()
@@ -130,8 +131,13 @@ class GRPO(Algorithm):
         began = time.monotonic()
         deadline = began + self.c.grpo.step_seconds
         self.sampler.reset_step()
-        with self.metrics.log_time((TIMERS, "rollout")):
-            batch = self.sampler.collect(deadline)
+        try:
+            with self.metrics.log_time((TIMERS, "rollout")):
+                batch = self.sampler.collect(deadline)
+        except LearnerError as error:
+            self._rewind(error)
+            self._train_once()
+            return
         groups = [entry.result.summary for entry in batch]
         stale = staleness_of(groups, self.version, self.c.grpo.staleness)
         collected = time.monotonic()
@@ -206,15 +212,21 @@ class GRPO(Algorithm):
     def _publish(self) -> None:
         """Publish the learner's weights as `self.version` and bring every healthy runner to it."""
         references = self.parts.learners.publish(self.version)
-        ray.get(self.parts.store.publish.remote(self.version, references), timeout=self.c.grpo.sync_seconds)
-        self._sync()
+        self.parts.publish(self.version, references, timeout=self.c.grpo.sync_seconds)
+        self.parts.runners.sync(self.version, timeout=self.c.grpo.sync_seconds)
 
-    def _sync(self, only: list[int] | None = None) -> None:
-        self.parts.runners.sync(self.version, only=only, timeout=self.c.grpo.sync_seconds)
+    def _tend(self) -> None:
+        """While groups are waited for, so the learner idles: a store that died is filled anew, a rank that died is known at once. Raises LearnerError."""
+        ranks = {f"learner rank {number}": rank for number, rank in enumerate(self.parts.learners.ranks)}
+        lost = self._watch.lost({"the weight store": self.parts.store, **ranks})
+        if dead := [name for name in lost if name in ranks]:
+            raise LearnerError(f"{' and '.join(dead)} died")
+        if lost:
+            self._publish()
 
     def restore_env_runners(self, env_runner_group: EnvRunnerGroup) -> list[int]:
         """RLlib's hook before each step; between hooks the sampler does the same."""
-        return self.parts.runners.revive(self._sync)
+        return self.parts.runners.revive()
 
     def _rewind(self, error: Exception) -> None:
         """The learner failed: restart it whole and take everything back to the last checkpoint. Raises on the second failure in a row."""
@@ -301,7 +313,7 @@ class GRPO(Algorithm):
 
     def _measure(self, label: str) -> list[dict[str, Any]]:
         """Rows of the current weights over the test questions, on the runners that train: no engine is started for it."""
-        actors = [self.parts.runners.actor(i) for i in self.parts.runners.ids()]
+        actors = [self.parts.runners.actor(i) for i in self.parts.runners.lasting()]
         rows = measure_rows(self.c, actors, label, self.folder)
         self.spending.look()  # what an evaluation asks for is no step's
         return rows
@@ -310,13 +322,11 @@ class GRPO(Algorithm):
 
     def _small_state(self, learner: str | None) -> dict[str, Any]:
         """Everything but the learner, which lies in its own folder `learner` (None: still the starting model)."""
-        self.sampler.settle()
-        feeder = ray.get(self.parts.feeder.state.remote(self.ledger.charged_keys()), timeout=self.c.grpo.sync_seconds)
         return {
             "step": self.finished_steps,
             "version": self.version,
             "learner": learner,
-            "feeder": feeder,
+            "feeder": self.parts.feed.state(self.ledger.charged_keys()),
             "spending": self.spending.recent,
             COMPONENT_METRICS_LOGGER: self.metrics.get_state(),
         }
@@ -324,7 +334,7 @@ class GRPO(Algorithm):
     def _take_state(self, state: dict[str, Any]) -> None:
         """Go on from `state` under a version that no runner has seen yet. The learner must hold its weights already."""
         self.sampler.abandon()
-        ray.get(self.parts.feeder.restore.remote(state["feeder"]), timeout=self.c.grpo.sync_seconds)
+        self.parts.feed.restore(state["feeder"], timeout=self.c.grpo.sync_seconds)
         self.finished_steps = self._iteration = state["step"]
         self.version = max(self.version + 1, state["version"])
         self.spending.recent = state.get("spending", [])  # checkpoints of before the tools had prices have none

@@ -13,6 +13,7 @@ import pytest
 import ray
 from ray.rllib.env.env_runner import EnvRunner
 
+from mmsr_ray.algorithms.feed import Feed
 from mmsr_ray.algorithms.grpo_config import GRPOConfig
 from mmsr_ray.algorithms.ledger import Ledger
 from mmsr_ray.algorithms.runners import RunnerGroup, RunnersLost
@@ -75,8 +76,12 @@ class ScriptedRunner(EnvRunner):
 
 @ray.remote(num_cpus=0)
 class Feeder:
-    def __init__(self, uids: list[str], marks: Path) -> None:
-        self.tickets = [Ticket(uid, 0, rank, [str(marks / uid)]) for rank, uid in enumerate(uids)]
+    """Hands out the uids in order, as a DataFeeder would: what `state` names again comes first."""
+
+    def __init__(self, uids: list[str], marks: Path, state: dict[str, Any] | None) -> None:
+        again = [uid for _, uid in state["again"]] if state else []
+        rest = uids[state["rank"] :] if state else uids
+        self.tickets = [Ticket(uid, 0, uids.index(uid), [str(marks / uid)]) for uid in (*again, *rest)]
 
     def next_tickets(self, k: int) -> list[Ticket]:
         given, self.tickets = self.tickets[:k], self.tickets[k:]
@@ -111,7 +116,8 @@ def sampler(runners: RunnerGroup, tmp_path: Path) -> Callable[..., Sampler]:
             section, name = key.split(".")
             setattr(getattr(config, section), name, value)
         ledger = Ledger(groups_per_step, config.grpo.staleness, config.grpo.loss_limit, steps=9)
-        return Sampler(config, runners, Feeder.remote(uids, tmp_path), ledger, lambda ids: runners.sync(0, only=ids, timeout=30))  # type: ignore[arg-type]
+        feed = Feed(lambda state: Feeder.remote(uids, tmp_path, state), seed=0)  # type: ignore[arg-type]
+        return Sampler(config, runners, feed, ledger, tend=lambda: None)
 
     return make
 
@@ -169,11 +175,25 @@ def test_filtering_frees_the_charge_and_stops_at_its_limit(sampler: Callable[...
     assert len(chosen) == 2
 
 
+def test_a_feeder_that_dies_is_replaced_and_every_prompt_comes_once(sampler: Callable[..., Sampler]) -> None:
+    made = sampler([f"plain-{i}" for i in range(12)], 3)
+    seen = []
+    for step in range(4):
+        if step in (1, 2):  # once before it is asked, once with prompts out
+            made.pump(timeout=0.0)
+            ray.kill(made._feed.actor)
+        batch = made.collect(time.monotonic() + 60)
+        made._ledger.trained(batch)
+        seen += [entry.ticket.uid for entry in batch]
+    assert sorted(seen) == sorted(f"plain-{i}" for i in range(12))
+    assert made._ledger.reset_counts()["given_up"] == 0
+
+
 def test_waiting_ends_in_an_error_and_not_in_a_hang(sampler: Callable[..., Sampler], runners: RunnerGroup) -> None:
     starved = sampler(["plain-1"], 2)
     with pytest.raises(SamplingError, match="1 of 2 groups ready"):
         collect(starved, seconds=2.0)
-    runners._start_seconds = 3.0
+    runners._members.start_seconds = 3.0
     deserted = sampler(["plain-1", "plain-2"], 2)
     for runner in runners.ids():
         ray.kill(runners.actor(runner), no_restart=True)
