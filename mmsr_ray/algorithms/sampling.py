@@ -4,8 +4,8 @@ Invariants
 - The driver fetches summaries only. `sample_group` is called with two returns, so the Group is an object owned by this
   process: it outlives the runner that made it and is fetched by learner ranks alone.
 - Every group in flight belongs to a living runner and has a deadline; otherwise its prompt is queued again under the same uid.
-- Nothing that is lost with a node counts against a prompt that had no part in it: an elastic runner's groups, groups that
-  were ready on the node, samples that wait there.
+- An elastic runner may be gone at any moment: its group is ready once a copy lies on the Algorithm's node, and a prompt
+  that is lost with it comes again without blame. Groups that were ready on another node that is gone come again, too.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import ray
 from ray import ObjectRef
@@ -46,6 +45,7 @@ class ReadyGroup:
 
     summary: GroupSummary
     group: ObjectRef
+    stored: bool  # in the object store of some node; else small enough that this process holds it
 
 
 @dataclass(slots=True)
@@ -54,6 +54,7 @@ class _Flight:
     runner: int
     group: ObjectRef
     since: float
+    summary: GroupSummary | None = None  # known already, and the group on its way here
 
 
 class Sampler:
@@ -161,6 +162,9 @@ class Sampler:
 
     def _land(self, ref: ObjectRef) -> None:
         flight = self._flights.pop(ref)
+        if flight.summary is not None:
+            self._arrive(flight, flight.summary)
+            return
         try:
             summary: GroupSummary = ray.get(ref)
         except RayActorError:
@@ -199,7 +203,20 @@ class Sampler:
             self.filtered_in_step += 1
             self._ledger.filter(entry)
             return
-        self._ledger.complete(entry, ReadyGroup(summary, flight.group))
+        stored = bool(_nodes([flight.group])[0])
+        if stored and self._runners.elastic(flight.runner):
+            flight.summary = summary
+            self._flights[flight.group] = flight  # to wait for it is to fetch it
+        else:
+            self._ledger.complete(entry, ReadyGroup(summary, flight.group, stored))
+
+    def _arrive(self, flight: _Flight, summary: GroupSummary) -> None:
+        """An elastic runner's group was fetched, or is lost."""
+        if ray.get_runtime_context().get_node_id() in _nodes([flight.group])[0]:
+            self._ledger.complete(flight.entry, ReadyGroup(summary, flight.group, stored=True))
+        else:
+            logger.warning("the group of prompt %s is lost with its elastic runner's node: requeued", flight.entry.ticket.uid)
+            self._ledger.requeue(flight.entry)
 
     def _lose(self, entry: Entry, why: str) -> None:
         if not self._ledger.lose(entry):
@@ -217,8 +234,9 @@ class Sampler:
 
     def _requeue_vanished(self, batch: list[Entry]) -> bool:
         """Groups that were ready on a node that is gone: their prompts come again. False when all of the batch is there."""
-        found = get_object_locations([entry.result.group for entry in batch])
-        gone = [entry for entry in batch if _vanished(found[entry.result.group])]
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        nodes = _nodes([entry.result.group for entry in batch])
+        gone = [entry for entry, at in zip(batch, nodes, strict=True) if entry.result.stored and not at & alive]
         for entry in gone:
             logger.warning("the ready group of prompt %s is lost with its node: requeued", entry.ticket.uid)
             self._ledger.requeue(entry)
@@ -237,6 +255,7 @@ class Sampler:
         self._flights.clear()
 
 
-def _vanished(location: dict[str, Any]) -> bool:
-    """Of a finished task's result, whose places its owner knows: it was in the object store, and no node has it any more."""
-    return False
+def _nodes(groups: list[ObjectRef]) -> list[set[str]]:
+    """Ids of the nodes that hold each, as far as this process, their owner, knows: it learns of a lost node within seconds."""
+    found = get_object_locations(groups)
+    return [set(found[group]["node_ids"]) for group in groups]

@@ -63,7 +63,8 @@ def test_a_lost_node_with_a_runner_and_the_learner_costs_the_steps_since_the_che
     trial = start_trial(config)
 
     def step() -> int:
-        return int(ray.get(trial.train.remote(), timeout=SECONDS)["finished_steps"])
+        result: Any = ray.get(trial.train.remote(), timeout=SECONDS)
+        return int(result["finished_steps"])
 
     assert step() == 1
     ray.get(trial.save_to_path.remote(str(tmp_path / "checkpoint")), timeout=SECONDS)
@@ -73,7 +74,8 @@ def test_a_lost_node_with_a_runner_and_the_learner_costs_the_steps_since_the_che
     third = trial.train.remote()
     time.sleep(0.2)  # into its rollouts
     cluster_of_two.remove_node(away, allow_graceful=False)
-    assert ray.get(third, timeout=SECONDS)["finished_steps"] == 2, "back to the checkpoint, and on from there"
+    result: Any = ray.get(third, timeout=SECONDS)
+    assert result["finished_steps"] == 2, "back to the checkpoint, and on from there"
     assert [step(), step()] == [3, 4]
     ray.get(trial.stop.remote(), timeout=60)
     del tools
