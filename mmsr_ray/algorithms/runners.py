@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 import ray
@@ -34,12 +35,19 @@ class RunnersLost(RuntimeError):
     """No runner came up, or came back, in time."""
 
 
+class _Asked(StrEnum):
+    """What a runner that is not up is asked, in this order."""
+
+    ALIVE = "alive"  # does its process answer at all
+    STARTED = "started"  # its engine, with the weights that were the newest then
+    SYNCED = "synced"  # with a version
+
+
 @dataclass(slots=True)
 class _Call:
-    """What a runner that is not up was asked, and which weights that will leave it with."""
-
+    asked: _Asked
     ref: ObjectRef
-    version: int
+    version: int = UNSYNCED
 
 
 class RunnerGroup(EnvRunnerGroup):
@@ -150,18 +158,19 @@ class RunnerGroup(EnvRunnerGroup):
         now = time.monotonic()
         for runner in self._members.at(Stage.ASKED, Stage.STARTING):
             if runner not in self._open and now >= self._not_before.get(runner, 0.0):
-                self._ask(runner)
+                self._ask(runner, _Asked.ALIVE)
         self._start_over_late_ones(now)
         return joined
 
-    def _ask(self, runner: int) -> None:
-        """First whether it lives at all, then to load the newest weights; the latter starts its engine."""
+    def _ask(self, runner: int, what: _Asked) -> None:
         actor = self.actor(runner)
-        if runner in self._members.at(Stage.ASKED):
-            ref = actor.assert_healthy.remote()
-        else:
-            ref = actor.ping.remote() if self._version == UNSYNCED else actor.sync_weights.remote(self._version)
-        self._open[runner] = _Call(ref, self._version)
+        match what:
+            case _Asked.ALIVE:
+                self._open[runner] = _Call(what, actor.assert_healthy.remote())
+            case _Asked.STARTED:
+                self._open[runner] = _Call(what, actor.ping.remote())
+            case _Asked.SYNCED:
+                self._open[runner] = _Call(what, actor.sync_weights.remote(self._version), self._version)
 
     def _take(self, runner: int) -> bool:
         """What a runner answered. True when it is up."""
@@ -175,13 +184,14 @@ class RunnerGroup(EnvRunnerGroup):
             logger.exception("runner %d cannot start, or load weight version %d: starting it over", runner, call.version)
             self.kill(runner)
             return False
-        if runner in self._members.at(Stage.ASKED):
+        if call.asked is _Asked.ALIVE:
             self._members.answered(runner, time.monotonic())
+            self._ask(runner, _Asked.STARTED)
         elif call.version == self._version:
             self._join(runner)
-            return True
-        self._ask(runner)  # for the weights, or for newer ones than those it has loaded meanwhile
-        return False
+        else:  # it has just started, or there are newer weights than those it has loaded meanwhile
+            self._ask(runner, _Asked.SYNCED)
+        return self._members.is_up(runner)
 
     def _start_over_late_ones(self, now: float) -> None:
         limit = self._members.start_seconds
@@ -211,7 +221,7 @@ class RunnerGroup(EnvRunnerGroup):
                 self.mark_lost(runner)
             except GetTimeoutError:
                 if self.elastic(runner):
-                    self._fall_behind(runner, _Call(ref, version))
+                    self._fall_behind(runner, _Call(_Asked.SYNCED, ref, version))
                 else:
                     logger.exception("runner %d did not load weight version %d within %.0f s: restarting it", runner, version, timeout)
                     self.kill(runner)
