@@ -1,8 +1,8 @@
-"""The data feeder as the driver sees it: one open request, and the place in the order up to which tickets have come.
+"""The data feeder as the driver sees it: one open request, and a cursor of its own over what has come.
 
-Invariant: every ticket before `place` has come here, none after it. So the driver knows all that a feeder must be told to go
-on (which tickets are charged is the ledger's), and a checkpoint asks nothing of the actor: a feeder that dies is replaced,
-and hands out again what the driver says.
+Invariant: the cursor stands behind the tickets that have come here, and only those. So the driver knows all that a feeder
+must be told to go on (which tickets are charged is the ledger's), and a checkpoint asks nothing of the actor: a feeder that
+dies is replaced, and hands out again what the driver says.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ import ray
 from ray import ObjectRef
 from ray.exceptions import RayActorError
 
-from mmsr_ray.algorithms.ledger import Key
-from mmsr_ray.data.stream import Place
+from mmsr_ray.data.cursor import Cursor, Key
 from mmsr_ray.types import Ticket
 
 logger = logging.getLogger(__name__)
@@ -35,9 +34,20 @@ class Feed:
     def __init__(self, start: Callable[[dict[str, Any] | None], Any], seed: int) -> None:
         self._start = start
         self._seed = seed
-        self._place = Place()
         self._open: tuple[ObjectRef, float] | None = None
         self.actor = start(None)
+        self._first_state: ObjectRef = self.actor.state.remote()  # says which set of questions it is; the answer outlives the actor
+        self._cursor: Cursor | None = None
+
+    @property
+    def cursor(self) -> Cursor:
+        if self._cursor is None:
+            self._cursor = self._cursor_at({})
+        return self._cursor
+
+    def _cursor_at(self, state: dict[str, Any]) -> Cursor:
+        questions: str = ray.get(self._first_state, timeout=FEED_SECONDS)["questions"]
+        return Cursor(self._seed, questions, state)
 
     # ------------------------------------------------------------------------------------------------ tickets
 
@@ -60,14 +70,14 @@ class Feed:
         ref, self._open = self._open[0], None
         tickets: list[Ticket] = ray.get(ref, timeout=FEED_SECONDS)
         for ticket in tickets:
-            self._place = max(self._place, Place(ticket.epoch, ticket.rank).after())
+            self.cursor.left(ticket)
         return tickets
 
     # ------------------------------------------------------------------------------------------------ going back
 
     def state(self, charged: Iterable[Key]) -> dict[str, Any]:
-        """For a checkpoint, and for a feeder that goes on from here: plain values, see `DataFeeder.state`."""
-        return {"seed": self._seed, "epoch": self._place.epoch, "rank": self._place.rank, "again": sorted(charged)}
+        """For a checkpoint, and for a feeder that goes on from here: plain values, see `Cursor.state`."""
+        return self.cursor.state(charged)
 
     def restore(self, state: dict[str, Any], timeout: float) -> None:
         """Go on from a `state`. A feeder that is dead is replaced."""
@@ -77,10 +87,12 @@ class Feed:
             logger.exception("the data feeder died: a new one takes its place")
             self.actor = self._start(state)
         self._open = None
-        self._place = Place(state["epoch"], state["rank"])
+        self._cursor = self._cursor_at(state)
 
     def renew(self, again: Iterable[Key]) -> None:
         """The feeder, or what it had loaded, is gone: a new one hands out `again` first, and then goes on."""
         ray.kill(self.actor)  # it may live, and only its node's part of the object store be gone
+        state = self.state(again)
         self._open = None
-        self.actor = self._start(self.state(again))
+        self.actor = self._start(state)
+        self._cursor = self._cursor_at(state)

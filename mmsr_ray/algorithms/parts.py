@@ -9,6 +9,7 @@ take the room of what must be there.
 from __future__ import annotations
 
 import logging
+import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +35,7 @@ from mmsr_ray.weights.store import start_store, store_name
 
 logger = logging.getLogger(__name__)
 
+NAME_SECONDS = 0.1  # between attempts to take a name that is being freed
 EXTRA_CALLS = 16  # of a runner, beside its groups: pings, syncs, statistics
 
 
@@ -53,8 +55,19 @@ class Parts:
             ray.get(self.store.publish.remote(version, references), timeout=timeout)
         except ActorDiedError:
             logger.exception("the weight store died: a new one takes its place")
-            self.store = self.start_store()
+            ray.kill(self.store)  # one that was lost with its node keeps its name until then
+            self.store = self._under_the_same_name(timeout)
             ray.get(self.store.publish.remote(version, references), timeout=timeout)
+
+    def _under_the_same_name(self, timeout: float) -> ActorHandle:
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                return self.start_store()
+            except ValueError:  # Ray frees the name in its own time
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(NAME_SECONDS)
 
     def stop(self) -> None:
         self.runners.stop()
@@ -110,10 +123,10 @@ def start_runners(
     )
 
 
-def start_learners(config: Config, learners: LearnerGroup, folder: str | None = None) -> None:
-    """Start the ranks, from a checkpoint folder if given (which holds the KL reference too)."""
-    learners.restart(folder)
-    if folder is None and resolve(config.grpo.loss, longest_answer(config.agent)).kl_coef > 0:
+def start_learners(config: Config, learners: LearnerGroup) -> None:
+    """Start the ranks on the starting model, which is the KL reference too until a checkpoint is loaded."""
+    learners.restart()
+    if resolve(config.grpo.loss, longest_answer(config.agent)).kl_coef > 0:
         learners.set_reference()
 
 

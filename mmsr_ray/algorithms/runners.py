@@ -201,6 +201,10 @@ class RunnerGroup(EnvRunnerGroup):
             logger.error("runner %d has not come back within rollout.start_seconds=%.0f: starting it over", runner, limit)
             self.kill(runner)
 
+    def activity(self) -> dict[int, ObjectRef]:
+        """Healthy runner -> what it has done so far (`SearchEnvRunner.activity`), on its way."""
+        return {runner: self.actor(runner).activity.remote() for runner in self.healthy()}
+
     # ------------------------------------------------------------------------------------------------ weights
 
     def sync(self, version: int, *, timeout: float) -> None:

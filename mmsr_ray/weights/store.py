@@ -73,7 +73,9 @@ def store_name(run: str) -> str:
 
 def start_store(name: str, namespace: str) -> ActorHandle:
     """A new, empty store on this node that lives as long as the caller keeps the handle. Raises ValueError where the name is taken."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    here = NodeAffinitySchedulingStrategy(
+        ray.get_runtime_context().get_node_id(), soft=False
+    )  # soft would let it spill to a node that may be lost alone
     return cast(ActorHandle, WeightStore.options(name=name, namespace=namespace, scheduling_strategy=here).remote())
 
 

@@ -27,7 +27,12 @@ def strikes_first(mark: Path) -> bool:
 
 
 class ScriptedRunner(EnvRunner):
-    """Does with a prompt what the first word of its uid says; the ticket carries a file that marks a fault as having struck."""
+    """Does with a prompt what the first word of its uid says; the ticket carries a file that marks a fault as having struck.
+
+    A `slow` prompt is begun under the weights of the moment and finished once its file "<mark>.go" is there.
+    """
+
+    version = 0
 
     async def sample_group(self, ticket: Ticket, n: int, step: int) -> tuple[GroupSummary, Any]:
         kind, mark = ticket.uid.split("-")[0], Path(ticket.sample[0])
@@ -36,13 +41,17 @@ class ScriptedRunner(EnvRunner):
             os._exit(1)
         if kind == "hang" and first:
             await asyncio.sleep(3600)
-        if kind == "slow":
+        if kind == "late":
             await asyncio.sleep(2.0)
         if kind == "untaped":
             raise TapeMiss("the tape in here has no text search 'x'")
         if kind == "broken" or (kind == "error" and first):
             raise RuntimeError("this prompt breaks the runner's code")
-        rows = [summary(uid=ticket.uid, index=i, correct=kind != "same" and i % 2 == 0) for i in range(n)]
+        begun = self.version
+        while kind == "slow" and not mark.with_suffix(".go").exists():  # noqa: ASYNC110 (the test is another process)
+            await asyncio.sleep(0.01)
+        spans = {"version_min": begun, "version_max": self.version}
+        rows = [summary(uid=ticket.uid, index=i, correct=kind != "same" and i % 2 == 0, **spans) for i in range(n)]
         if kind == "broke":
             return GroupSummary(ticket.uid, ticket.epoch, tuple(rows), {"out_of_money": 1.0}), f"group of {ticket.uid}"
         if kind == "scarce" and first:
@@ -51,7 +60,8 @@ class ScriptedRunner(EnvRunner):
         group = np.zeros(BIG, np.uint8) if kind == "big" else f"group of {ticket.uid}"
         return GroupSummary(ticket.uid, ticket.epoch, tuple(rows)), group
 
-    async def sync_weights(self, version: int) -> None: ...
+    async def sync_weights(self, version: int) -> None:
+        self.version = version
 
     async def ping(self) -> str:
         return "pong"
@@ -78,6 +88,9 @@ class Feeder:
         again = [uid for _, uid in state["again"]] if state else []
         rest = uids[state["rank"] :] if state else uids
         self.tickets = [Ticket(uid, 0, uids.index(uid), [str(marks / uid)]) for uid in (*again, *rest)]
+
+    def state(self) -> dict[str, Any]:
+        return {"questions": ""}
 
     def next_tickets(self, k: int) -> list[Ticket]:
         given, self.tickets = self.tickets[:k], self.tickets[k:]

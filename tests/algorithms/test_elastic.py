@@ -82,8 +82,8 @@ def test_a_runner_joins_with_its_node_and_leaves_with_it(autoscaled: None, tmp_p
     rllib = GRPOConfig.from_config(config).env_runners(env_runner_cls=ScriptedRunner)
     runners = RunnerGroup(config=rllib, max_concurrency=100, start_seconds=SECONDS)
     runners.wait_until_up()
-    # every batch has a slow group, so that others are ready on their runner's node when that is lost
-    run = Run(runners, [f"{'slow' if i % GROUPS == 0 else 'big'}-{i}" for i in range(4000)], tmp_path)
+    # every batch has a late group, so that others are ready on their runner's node when that is lost
+    run = Run(runners, [f"{'late' if i % GROUPS == 0 else 'big'}-{i}" for i in range(4000)], tmp_path)
     run.step()
     assert nodes() == 1
 

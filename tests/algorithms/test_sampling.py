@@ -13,6 +13,7 @@ import ray
 from mmsr_ray.algorithms.feed import Feed
 from mmsr_ray.algorithms.grpo_config import GRPOConfig
 from mmsr_ray.algorithms.ledger import Ledger
+from mmsr_ray.algorithms.record import staleness_of
 from mmsr_ray.algorithms.runners import RunnerGroup, RunnersLost
 from mmsr_ray.algorithms.sampling import Sampler, SamplingError
 from mmsr_ray.tools.errors import BudgetSpent
@@ -114,6 +115,55 @@ def test_a_feeder_that_dies_is_replaced_and_every_prompt_comes_once(sampler: Cal
         seen += [entry.ticket.uid for entry in batch]
     assert sorted(seen) == sorted(f"plain-{i}" for i in range(12))
     assert made._ledger.reset_counts()["given_up"] == 0
+
+
+@pytest.mark.parametrize("staleness", [0, 2])
+def test_runners_that_are_slow_hold_back_the_feeder(sampler: Callable[..., Sampler], tmp_path: Path, staleness: int) -> None:
+    """However long nothing is finished, no more than (staleness + 1) * groups_per_step prompts are out."""
+    uids = [f"slow-{i}" for i in range(20)]
+    made = sampler(uids, 2, settings={"grpo.staleness": staleness})
+    allowed = 2 * (staleness + 1)
+    _pump_until(made, lambda: len(made._ledger.flying()) == allowed)
+    for _ in range(5):
+        made.pump(timeout=0.05)
+    assert (made._ledger.charged, made._ledger.room) == (allowed, 0)
+    assert [entry.ticket.uid for entry in made._ledger.flying()] == uids[:allowed]
+    for uid in uids:
+        (tmp_path / uid).with_suffix(".go").touch()
+    assert len(collect(made)) == 2
+
+
+def test_an_unfinished_group_is_carried_over_an_update_and_trained_within_the_bound(
+    sampler: Callable[..., Sampler], runners: RunnerGroup, tmp_path: Path
+) -> None:
+    made = sampler(["slow-1", *(f"plain-{i}" for i in range(2, 9))], 2, settings={"grpo.staleness": 1})
+    ledger = made._ledger
+    runners.sync(0, timeout=60)
+    first = made.collect(time.monotonic() + 60)
+    assert "slow-1" not in [entry.ticket.uid for entry in first]
+    _pump_until(made, lambda: len(ledger.ready()) == 3)  # the learner learns
+    runners.sync(1, timeout=60)
+    ledger.trained(first)
+    assert [entry.ticket.uid for entry in ledger.flying()] == ["slow-1"]
+    _pump_until(made, lambda: len(ledger.ready()) == 3 and ledger.charged == 4)
+    assert ledger.take_batch() is None, "without the slow one no batch may go: it would be too old for the one after"
+    (tmp_path / "slow-1").with_suffix(".go").touch()
+    second = made.collect(time.monotonic() + 60)
+    groups = [entry.result.summary for entry in second]
+    (slow,) = [group for group in groups if group.uid == "slow-1"]
+    assert {(row.version_min, row.version_max) for row in slow.trajectories} == {(0, 1)}
+    assert staleness_of(groups, ledger.version, bound=1) == 1
+    ledger.trained(second)
+    assert ledger.reset_counts() == {"requeued": 0, "filtered": 0, "given_up": 0}
+    runners.sync(0, timeout=60)
+
+
+def _pump_until(sampler: Sampler, condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        assert sampler._ledger.charged <= (sampler._ledger.staleness + 1) * sampler._ledger.groups_per_step
+        sampler.pump(timeout=0.1)
 
 
 def test_waiting_ends_in_an_error_and_not_in_a_hang(sampler: Callable[..., Sampler], runners: RunnerGroup) -> None:
