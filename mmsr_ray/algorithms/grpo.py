@@ -38,9 +38,10 @@ from mmsr_ray.algorithms.during import DuringTraining
 from mmsr_ray.algorithms.grpo_config import GRPOConfig
 from mmsr_ray.algorithms.keeping import Keeper
 from mmsr_ray.algorithms.ledger import Entry, Ledger
-from mmsr_ray.algorithms.record import MetricsFile, rollout_record, staleness_of, time_record
+from mmsr_ray.algorithms.record import MetricsFile, response_record, rollout_record, staleness_of
 from mmsr_ray.algorithms.sampling import Sampler
 from mmsr_ray.algorithms.spending import Spending
+from mmsr_ray.algorithms.timing import StepClock
 from mmsr_ray.config import from_dict, to_dict
 from mmsr_ray.evaluation.rows import measure_rows
 from mmsr_ray.learner.durable import NotWritten
@@ -54,7 +55,7 @@ from mmsr_ray.types import GroupSummary
 
 logger = logging.getLogger(__name__)
 
-PUMP_SECONDS = 0.2  # how often the driver looks at the learner while rollouts go on
+PUMP_SECONDS = 0.02  # how often the driver looks at the learner while rollouts go on: so late it notices that it is done
 
 
 class GRPO(Algorithm):
@@ -131,21 +132,22 @@ class GRPO(Algorithm):
         if self.finished_steps == 0 and self.c.evaluation.before_training:
             self._measure("before RL")
         self.spending.before_step()
-        began = time.monotonic()
-        deadline = began + self.c.grpo.step_seconds
+        clock = StepClock(self.parts.runners.activity, self.parts.runners.ids())
+        deadline = time.monotonic() + self.c.grpo.step_seconds
         self.sampler.reset_step()
         with self.metrics.log_time((TIMERS, "rollout")):
             batch = self.sampler.collect(deadline)
+        clock.collected()
         groups = [entry.result.summary for entry in batch]
         stale = staleness_of(groups, self.version, self.c.grpo.staleness)
-        collected = time.monotonic()
         try:
             with self.metrics.log_time((TIMERS, "learn")):
                 learned = self._learn(batch, groups)
-                learn_seconds = time.monotonic() - collected
+            clock.learned()
             with self.metrics.log_time((TIMERS, "sync")):
                 self.version += 1
                 self._publish()
+            clock.synced()
         except (LearnerError, RayError) as error:
             self._rewind(error)
             self._train_once()
@@ -153,15 +155,8 @@ class GRPO(Algorithm):
         self.ledger.trained(batch)
         self.finished_steps += 1
         self._failed_in_a_row = 0
-        seconds = {
-            "rollout": collected - began,
-            **time_record(groups),
-            "learn": learn_seconds,
-            "sync": time.monotonic() - collected - learn_seconds,
-            "total": time.monotonic() - began,
-        }
         self._stopped = nonfinite.verdict(learned, self.finished_steps, [entry.result.group for entry in batch], self.folder)
-        self._log(batch, groups, learned, seconds, stale)
+        self._log(batch, groups, learned, clock, stale)
         if self._stopped:
             logger.critical("training stops: %s", self._stopped)
             return
@@ -231,9 +226,8 @@ class GRPO(Algorithm):
 
     # ------------------------------------------------------------------------------------------------ logging
 
-    def _log(
-        self, batch: Sequence[Entry], groups: Sequence[GroupSummary], learned: dict[str, float], seconds: dict[str, float], stale: int
-    ) -> None:
+    def _log(self, batch: Sequence[Entry], groups: Sequence[GroupSummary], learned: dict[str, float], clock: StepClock, stale: int) -> None:
+        seconds, overlap = clock.record()
         record = {"step": self.finished_steps, "version": self.version}
         record |= rollout_record(groups, search_limit=self.c.agent.search_limit) | learned
         record |= self.ledger.reset_counts() | self.spending.after_step(self.finished_steps)
@@ -242,8 +236,11 @@ class GRPO(Algorithm):
             "infra_errors": self.sampler.infra_errors,
             "tokens_per_second": record["sampled_tokens"] / seconds["total"],
             "seconds": seconds,
+            "response_seconds": response_record(groups),
             "seconds_left": self._seconds_left(seconds["total"]),
         }
+        if self.c.grpo.staleness > 0:
+            record["overlap"] = overlap
         if self.during.due(self.finished_steps):
             record["evaluation"] = self.during.record(self.finished_steps, self.version, self._actors())
             record["seconds"]["evaluation"] = record["evaluation"].pop("seconds")

@@ -108,6 +108,11 @@ def test_whatever_dies_or_is_damaged_every_prompt_is_trained_once(
     versions = [line["version"] for line in records]
     assert versions == sorted(set(versions)), "a version number is never used twice"
     assert all(line["staleness_max"] <= 1 for line in records)
+    for line in records:
+        seconds = line["seconds"]
+        assert sum(seconds[part] for part in ("generate", "tools", "idle", "learn", "sync")) == pytest.approx(seconds["total"])
+        assert 0 <= line["overlap"] <= 1
+    assert any(line["seconds"]["generate"] > 0 for line in records)
     counts = Counter(uid for uids in steps.values() for uid in uids)
     assert len(counts) == 4 * config.grpo.groups_per_step < QUESTIONS
     assert set(counts.values()) == {1}
