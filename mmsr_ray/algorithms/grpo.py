@@ -247,6 +247,7 @@ class GRPO(Algorithm):
         record |= {
             "staleness_max": stale,
             "infra_errors": self.sampler.infra_errors,
+            "runners": len(self.parts.runners.healthy()),
             "tokens_per_second": record["sampled_tokens"] / seconds["total"],
             "seconds": seconds,
             "response_seconds": response_record(groups),
