@@ -126,9 +126,8 @@ def export(source: Source, out: Path, card: model_card.Card) -> Path:
     return out
 
 
-def push(folder: Path, repo: str, *, private: bool) -> str:
-    """Upload a folder to a model repository of the hub, made where it is missing; returns its address. Raises ExportError."""
-    hub = HfApi()
+def push(folder: Path, repo: str, hub: HfApi, *, private: bool) -> str:
+    """Upload a folder to a model repository of a hub, made where it is missing; returns its address. Raises ExportError."""
     try:
         address = hub.create_repo(repo, private=private, exist_ok=True)
         hub.upload_folder(repo_id=repo, folder_path=folder, commit_message="Model trained with mmsr-ray")
@@ -155,7 +154,7 @@ def main(arguments: list[str] | None = None) -> int:
         card = card_of(source, args.push or args.out.name, base_model=args.base_model, datasets=args.dataset, license=args.license)
         logger.info("%s -> %s", source.path, export(source, args.out, card))
         if args.push:
-            logger.info("pushed: %s", push(args.out, args.push, private=not args.public))
+            logger.info("pushed: %s", push(args.out, args.push, HfApi(), private=not args.public))
     except (ExportError, NotWritten) as error:
         logger.error("%s", error)
         return 2

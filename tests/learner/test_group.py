@@ -17,6 +17,7 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageP
 
 from mmsr_ray.config import Config, DataConfig, LearnerConfig, LoRAConfig, ModelConfig
 from mmsr_ray.learner.batch import Row
+from mmsr_ray.learner.consolidate import consolidated
 from mmsr_ray.learner.durable import NotWritten, read_manifest
 from mmsr_ray.learner.group import LearnerError, LearnerGroup
 from mmsr_ray.learner.model import load_policy, named_weights
@@ -120,6 +121,7 @@ def test_zero_2_trains_publishes_skips_saves_and_recovers(base: Path, cluster: N
     group.save(tmp_path / "checkpoint")
     assert not (tmp_path / "checkpoint.partial").exists()
     assert group.check(tmp_path / "checkpoint") == ""
+    assert_same(consolidated(tmp_path / "checkpoint", config), trained)
     limit_file_size(group.ranks[1], 100_000)  # the kernel refuses what is beyond, as a full disk or a spent quota would
     with pytest.raises(NotWritten, match=r"was not written: File too large; it needs \d+\.\d MiB and .* are free there"):
         group.save(tmp_path / "checkpoint")
@@ -210,6 +212,7 @@ def test_zero_3_takes_the_same_steps(base: Path, cluster: None, tmp_path: Path) 
     group.update(make_plan("grpo"), refs)
     group.load(tmp_path / "checkpoint")
     assert_same(weights_of(group), before)
+    assert_same(consolidated(tmp_path / "checkpoint", config), before)
     group.shutdown()
 
 
@@ -233,6 +236,7 @@ def test_adapters_learn_alone_and_are_their_own_reference(base: Path, cluster: N
     }
 
     group.save(tmp_path / "checkpoint")
+    assert_same(consolidated(tmp_path / "checkpoint", config), trained, 1e-6)
     third = group.update(make_plan("grpo", lr=1e-2), refs)
     group.restart(tmp_path / "checkpoint")
     assert_same(weights_of(group), trained, 1e-6)
