@@ -163,7 +163,6 @@ def test_a_request_whose_picture_the_prefix_cache_covers_goes_on_too(run: Run) -
     generations: list[Generation] = ray.get(calls, timeout=WAIT)
     run.sync()
     assert any(len(set(g.versions)) == 2 for g in generations)
-    assert run.stats()["syncs"] > 0, "the same process: no engine died"
 
 
 def test_turns_finish_first_where_the_update_waits_for_them(run: Run) -> None:
