@@ -16,6 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mmsr_ray.learner.objective import LossConfig
 from mmsr_ray.learner.objective import complaint as loss_complaint
+from mmsr_ray.observability.trackers.settings import TrackingConfig
+from mmsr_ray.observability.trackers.settings import complaint as tracking_complaint
 from mmsr_ray.rewards.settings import RewardConfig
 from mmsr_ray.rewards.settings import complaint as reward_complaint
 from mmsr_ray.tools.addresses import Reach
@@ -33,7 +35,8 @@ class RunConfig:
     dir: str = "runs"
     seed: int = 0
     namespace: str = "mmsr"  # Ray namespace of the run's named actors
-    trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
+    trackers: list[str] = field(default_factory=lambda: ["tensorboard"])  # tensorboard (always), wandb, mlflow
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 
 @dataclass
@@ -336,6 +339,8 @@ def _require(ok: bool, sentence: str) -> None:
 
 def validate(c: Config) -> None:
     """Refuse what cannot run, before anything starts. Raises ConfigError."""
+    said = tracking_complaint(c.run.trackers, c.run.tracking)
+    _require(not said, said)
     _require(c.agent.max_turns >= 1, "agent.max_turns must be at least 1")
     _require(c.agent.topk >= 1, "agent.topk must be at least 1")
     _require(

@@ -45,7 +45,6 @@ from mmsr_ray.learner.group import LearnerError
 from mmsr_ray.learner.objective import longest_answer, resolve
 from mmsr_ray.learner.plan import Item, plan_update
 from mmsr_ray.learner.schedule import learning_rate
-from mmsr_ray.observability.trackers import Trackers
 from mmsr_ray.tools.errors import BudgetSpent
 from mmsr_ray.types import GroupSummary
 
@@ -77,7 +76,6 @@ class GRPO(Algorithm):
         logger.info("objective: %s", self.objective)
         self.folder = Path(self.c.run.dir, self.c.run.name).absolute()
         self.metrics_file = MetricsFile(self.folder / "metrics.jsonl")
-        self._trackers: Trackers | None = None  # from the first record on: what is drawn of later steps is then superseded
         self.finished_steps = 0
         self.version = 0
         self._failed_in_a_row = 0
@@ -240,22 +238,10 @@ class GRPO(Algorithm):
             "seconds": seconds,
             "seconds_left": self._seconds_left(seconds["total"]),
         }
-        self._write(record)
+        self.metrics_file.append(record)
         self._log_to_rllib(record)
         self.keeper.keep([entry.result.group for entry in batch[: self.c.grpo.groups_kept]], self.finished_steps)
         self._alarm(record)
-
-    def _write(self, record: dict[str, Any]) -> None:
-        if self._trackers is None:
-            self.metrics_file.truncate(self.finished_steps - 1)
-            self._trackers = Trackers(self.c.run.trackers, self.folder, first_step=self.finished_steps)
-        self.metrics_file.append(record)
-        self._trackers.log(self.finished_steps, record)
-
-    def _close_trackers(self) -> None:
-        if self._trackers is not None:
-            self._trackers.close()
-            self._trackers = None
 
     def _log_to_rllib(self, record: dict[str, Any]) -> None:
         for name, value in record.items():
@@ -330,7 +316,6 @@ class GRPO(Algorithm):
         self.spending.recent = state.get("spending", [])  # checkpoints of before the tools had prices have none
         self.ledger.restart(self.version, self.c.grpo.steps - self.finished_steps)
         self.metrics_file.truncate(state["step"])
-        self._close_trackers()
         self._last_state = state
         self._publish()
 
@@ -363,5 +348,4 @@ class GRPO(Algorithm):
         if "parts" in self.__dict__:  # setup may have failed before
             self.keeper.finish()
             self.spending.look()
-            self._close_trackers()
             self.parts.stop()
