@@ -89,9 +89,9 @@ def test_whatever_dies_or_is_damaged_every_prompt_is_trained_once(
         full.setattr(checkpoints, "free_bytes", lambda path: 0)
         algorithm.save_to_path(tmp_path / "full")
     assert "0 bytes are free there: make room. Training goes on; the last checkpoint stays that of step 3" in caplog.text
+    other = algorithm._last_state | {"settings": to_dict(replace(config, grpo=replace(config.grpo, group_size=7)))}
     with pytest.raises(CheckpointError, match=r"grpo\.group_size was 7 and is 2"):
-        other = replace(config, grpo=replace(config.grpo, group_size=7))
-        algorithm.set_state(algorithm._last_state | {"settings": to_dict(other)})
+        algorithm.set_state(other)
 
     # the newest checkpoint is damaged when a rank dies: the learner restarts from the one before
     newest = folder / "checkpoints" / "step_00000003"
