@@ -11,14 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-if TYPE_CHECKING:  # the settings' loader needs more than torch
-    from mmsr_ray.config import LearnerConfig
-    from mmsr_ray.learner.model import Policy
+from mmsr_ray.learner.model import Policy
+from mmsr_ray.learner.settings import LearnerConfig
 
 ADAPTER = "default"
 

@@ -12,12 +12,13 @@ import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
 
-from mmsr_ray.config import Config, DataConfig, LearnerConfig, LoRAConfig, ModelConfig
+from mmsr_ray.config import Config, DataConfig, ModelConfig
 from mmsr_ray.learner.batch import Row
 from mmsr_ray.learner.group import LearnerError, LearnerGroup
 from mmsr_ray.learner.model import load_policy, named_weights
 from mmsr_ray.learner.pictures import PatchCache, VisionGeometry
 from mmsr_ray.learner.plan import Item, UpdatePlan, plan_update
+from mmsr_ray.learner.settings import LearnerConfig, LoRAConfig
 from mmsr_ray.learner.step import fit
 from mmsr_ray.types import Group, Outcome, Sample, Trajectory
 from tests.learner.conftest import make_policy, make_row
