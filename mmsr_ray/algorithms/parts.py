@@ -72,6 +72,7 @@ def start(config: Config, rllib: GRPOConfig, *, logdir: str | None, trial: str |
             learning = pool.submit(start_learners, config, learners)
             runners.wait_until_up()
             learning.result()
+        learners.find_micro_batch()  # now that the engines hold the memory that they will hold
     except BaseException:
         parts.stop()
         raise
