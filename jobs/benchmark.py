@@ -4,8 +4,9 @@
 
 Suites: `rollout` (the runner against bare vLLM; what slow tools cost a step), `weights` (seconds of a weight update, growth
 of the object store), `tools` (what the tool plane adds to slow services, and TRL's tool loop beside ours), `faults` (training
-with broken services against training with sound ones, three seeds, about 25 minutes), `learner` (its compute core on this CPU,
-packed against padded, balanced ranks against unbalanced ones), `gpu` (the learner's compute core;
+with broken services against training with sound ones, three seeds, about 25 minutes), `asynchrony` (synchronous training
+against asynchronous and in-flight updates under slow tools), `learner` (its compute core on this CPU, packed against padded,
+balanced ranks against unbalanced ones), `gpu` (the learner's compute core;
 needs one GPU). With check=true a ratio that is a tenth worse than the committed one under tests/baselines fails. Rows are
 those of the design, section 6: ratio is value / reference_value.
 """
@@ -34,6 +35,8 @@ import torch
 from safetensors.torch import load_file
 
 from jobs.atlas_stage import world
+from jobs.benchmark_asynchrony import SETTINGS as ASYNCHRONY_SETTINGS
+from jobs.benchmark_asynchrony import asynchrony
 from jobs.benchmark_faults import SETTINGS as FAULTS_SETTINGS
 from jobs.benchmark_faults import faults
 from jobs.benchmark_learner import learner
@@ -166,9 +169,9 @@ def gpu(config: Config) -> list[dict[str, Any]]:
 
 Suite = Callable[[Config], list[dict[str, Any]]]
 ON_ATLAS: dict[str, Suite] = {"rollout": rollout, "weights": weights}  # Ray and the Atlas web run around them
-BY_THEMSELVES: dict[str, Suite] = {"tools": tools, "faults": faults, "learner": learner, "gpu": gpu}
+BY_THEMSELVES: dict[str, Suite] = {"tools": tools, "faults": faults, "asynchrony": asynchrony, "learner": learner, "gpu": gpu}
 SUITES = ON_ATLAS | BY_THEMSELVES
-SETTINGS = {"faults": FAULTS_SETTINGS}  # of a suite, over the config's and under the command line's
+SETTINGS = {"faults": FAULTS_SETTINGS, "asynchrony": ASYNCHRONY_SETTINGS}  # of a suite, over the config's and under the command line's
 
 
 def measure(suite: str, config: Config) -> list[dict[str, Any]]:

@@ -14,12 +14,15 @@ from typing import Any, cast
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mmsr_ray.evaluation.settings import EvaluationConfig
+from mmsr_ray.evaluation.settings import complaint as evaluation_complaint
 from mmsr_ray.learner.objective import LossConfig
 from mmsr_ray.learner.objective import complaint as loss_complaint
 from mmsr_ray.learner.settings import LearnerConfig
 from mmsr_ray.learner.settings import complaint as learner_complaint
 from mmsr_ray.rewards.settings import RewardConfig
 from mmsr_ray.rewards.settings import complaint as reward_complaint
+from mmsr_ray.rollout.update import complaint as update_complaint
 from mmsr_ray.tools.addresses import Reach
 from mmsr_ray.tools.cache_settings import CacheConfig
 from mmsr_ray.tools.cache_settings import complaint as cache_complaint
@@ -165,6 +168,7 @@ class RolloutConfig:
     threads: int = 1  # OMP threads of a CPU engine
     start_seconds: float = 600.0  # deadline of an engine start
     sync_seconds: float = 300.0  # deadline of one weight update in one engine
+    update: str = "keep"  # of the weights, under turns that are being sampled: keep (they go on) | wait (they finish first)
 
 
 @dataclass
@@ -206,15 +210,6 @@ class SFTConfig:
 
 
 @dataclass
-class EvaluationConfig:
-    questions: int = 0  # 0: all
-    workflows: list[str] = field(default_factory=lambda: ["on_demand", "direct", "rag"])
-    before_training: bool = True
-    trajectories_shown: int = 12
-    deadline_seconds: float = 7200.0  # of one workflow over all questions
-
-
-@dataclass
 class AtlasConfig:
     """The made-up world; used by jobs and tests only."""
 
@@ -229,6 +224,8 @@ class AtlasConfig:
     test_questions: int = 240
     demonstrations: int = 5000
     latency_seconds: float = 0.0
+    latency_tail: float = 0.0  # spread of a log-normal whose median latency_seconds then is; 0: every request takes latency_seconds
+    latency_max_seconds: float = 3.0  # no request takes longer, where there is a tail
     failure_rate: float = 0.0
     rate_limit_rate: float = 0.0
     garbage_rate: float = 0.0
@@ -351,6 +348,8 @@ def validate(c: Config) -> None:
     said = learner_complaint(c.learner)
     _require(not said, said)
     _require(c.rollout.num_runners >= 1, "rollout.num_runners must be at least 1")
+    said = update_complaint(c.rollout.update)
+    _require(not said, said)
     _require(c.grpo.group_size >= 2, "grpo.group_size must be at least 2: a group of one has no baseline")
     _require(c.grpo.driver_cpus > 0, "grpo.driver_cpus must be above 0: Ray places the Algorithm in a bundle of its own")
     _require(c.grpo.keep_checkpoints >= 1, "grpo.keep_checkpoints must be at least 1")
@@ -360,9 +359,13 @@ def validate(c: Config) -> None:
         c.grpo.lr_schedule in ("sigmoid", "constant", "cosine"),
         f"grpo.lr_schedule={c.grpo.lr_schedule!r}: choose sigmoid, constant or cosine",
     )
-    said = loss_complaint(c.grpo.loss)
+    said = loss_complaint(c.grpo.loss) or evaluation_complaint(c.evaluation)
     _require(not said, said)
     _require(0 < c.rollout.temperature <= 2, f"rollout.temperature={c.rollout.temperature}: choose a value above 0 and at most 2")
+    _require(
+        c.atlas.latency_tail == 0 or (c.atlas.latency_tail > 0 and c.atlas.latency_seconds > 0),
+        "atlas.latency_tail spreads requests around atlas.latency_seconds: set both, above 0",
+    )
     _require(c.rollout.min_survivors >= 2, "rollout.min_survivors must be at least 2")
     _require(
         c.agent.deadline_seconds < c.rollout.group_deadline_seconds, "rollout.group_deadline_seconds must exceed agent.deadline_seconds"

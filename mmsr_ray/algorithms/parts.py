@@ -94,10 +94,10 @@ def start_runners(
     )
 
 
-def start_learners(config: Config, learners: LearnerGroup, folder: str | None = None) -> None:
-    """Start the ranks, from a checkpoint folder if given (which holds the KL reference too)."""
-    learners.restart(folder)
-    if folder is None and resolve(config.grpo.loss, longest_answer(config.agent)).kl_coef > 0:
+def start_learners(config: Config, learners: LearnerGroup) -> None:
+    """Start the ranks on the starting model, which is the KL reference too until a checkpoint is loaded."""
+    learners.restart()
+    if resolve(config.grpo.loss, longest_answer(config.agent)).kl_coef > 0:
         learners.set_reference()
 
 

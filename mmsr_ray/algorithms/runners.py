@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
+from ray import ObjectRef
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
@@ -105,6 +106,10 @@ class RunnerGroup(EnvRunnerGroup):
             if runner not in self.healthy() and now - self._lost_at.setdefault(runner, now) > self._start_seconds:
                 logger.error("runner %d has not come back within rollout.start_seconds=%.0f: starting it over", runner, self._start_seconds)
                 self.kill(runner)
+
+    def activity(self) -> dict[int, ObjectRef]:
+        """Healthy runner -> what it has done so far (`SearchEnvRunner.activity`), on its way."""
+        return {runner: self.actor(runner).activity.remote() for runner in self.healthy()}
 
     # ------------------------------------------------------------------------------------------------ weights
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import cast
 
 import pyarrow as pa
@@ -17,6 +16,7 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
 
 from mmsr_ray.config import DataConfig
+from mmsr_ray.data.cursor import Place
 from mmsr_ray.data.images import ImageStore
 from mmsr_ray.data.reader import Index, IndexRow, every_row_bad, rank
 from mmsr_ray.data.schema import BadRow, BadRows, check_image
@@ -26,17 +26,6 @@ BLOCK_ROWS = 16  # pictures that one task loads: the granularity of back-pressur
 PASS_ROWS = 2048  # a pass of the executor covers whole epochs up to about this many rows: its start costs a second or two
 LOADER_CPUS = 0.0  # of Ray's count: a fraction would wait for ever where a trial's placement group holds every CPU
 STORE_BYTES = 256 << 20  # of the object store, for pictures that wait between the loaders and the consumer
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Place:
-    """The next prompt is the first whose (epoch, rank) is not less than this. `Place(0, 0)` is the start."""
-
-    epoch: int = 0
-    rank: int = 0
-
-    def after(self) -> Place:
-        return Place(self.epoch, self.rank + 1)
 
 
 class PromptStream:

@@ -30,6 +30,7 @@ from mmsr_ray.agent.seeds import seed_of
 from mmsr_ray.config import Config, from_dict
 from mmsr_ray.rewards.judge import Judge
 from mmsr_ray.rewards.score import case_for_judge, score
+from mmsr_ray.rollout.activity import ActivityClock, Reading, State, TimedGenerate, TimedTools
 from mmsr_ray.rollout.engine import EngineDead, VLLMEngine
 from mmsr_ray.rollout.summary import summarise
 from mmsr_ray.tools.actor import RemoteTools
@@ -63,6 +64,7 @@ class SearchEnvRunner(EnvRunner):
         self._starting: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
         self._counts: Counter[str] = Counter()
+        self._activity = ActivityClock()
 
     # ------------------------------------------------------------------------------------------------ life
 
@@ -128,7 +130,8 @@ class SearchEnvRunner(EnvRunner):
     async def sync_weights(self, version: int) -> dict[str, float]:
         """Load a published version; seconds by part (`VLLMEngine.sync`). Raises EngineDead, upon which this process exits."""
         await self.ready()
-        seconds = await self._engine.sync(version)
+        with self._activity.during(State.SYNC):
+            seconds = await self._engine.sync(version)
         self._counts["sync_milliseconds"] += round(1000 * seconds["total"])
         return seconds
 
@@ -210,7 +213,8 @@ class SearchEnvRunner(EnvRunner):
         config = self._settings
         case = case_for_judge(trajectory, sample, config.reward) if self._judge is not None else None
         if self._judge is not None and case is not None:
-            verdict = await self._judge.judge(case)
+            with self._activity.during(State.TOOLS):
+                verdict = await self._judge.judge(case)
             trajectory = replace(trajectory, verdict=verdict)
             _raise_if_not_on_tape(trajectory)
             if not verdict.ok:
@@ -225,8 +229,8 @@ class SearchEnvRunner(EnvRunner):
             sample,
             index=index,
             workflow=workflow,
-            generate=self._engine.generate,
-            tools=self._tools,
+            generate=TimedGenerate(self._engine.generate, self._activity),
+            tools=TimedTools(self._tools, self._activity),
             codec=self._engine.codec,
             prompts=self._prompts,
             limits=self._settings.agent,
@@ -250,6 +254,10 @@ class SearchEnvRunner(EnvRunner):
         return summarise(trajectory, sample), trajectory
 
     # ------------------------------------------------------------------------------------------------ numbers
+
+    async def activity(self) -> Reading:
+        """Seconds in each state since the process started; answers at any time."""
+        return self._activity.reading()
 
     async def stats(self) -> dict[str, float]:
         """Counters since the process started, and the weight version."""

@@ -15,6 +15,7 @@ from ray.rllib.env.env_runner import EnvRunner
 
 from mmsr_ray.algorithms.grpo_config import GRPOConfig
 from mmsr_ray.algorithms.ledger import Ledger
+from mmsr_ray.algorithms.record import staleness_of
 from mmsr_ray.algorithms.runners import RunnerGroup, RunnersLost
 from mmsr_ray.algorithms.sampling import Sampler, SamplingError
 from mmsr_ray.config import Config, DataConfig, ModelConfig
@@ -33,7 +34,12 @@ def strikes_first(mark: Path) -> bool:
 
 
 class ScriptedRunner(EnvRunner):
-    """Does with a prompt what the first word of its uid says; the ticket carries a file that marks a fault as having struck."""
+    """Does with a prompt what the first word of its uid says; the ticket carries a file that marks a fault as having struck.
+
+    A `slow` prompt is begun under the weights of the moment and finished once its file "<mark>.go" is there.
+    """
+
+    version = 0
 
     async def sample_group(self, ticket: Ticket, n: int, step: int) -> tuple[GroupSummary, str]:
         kind, mark = ticket.uid.split("-")[0], Path(ticket.sample[0])
@@ -46,7 +52,11 @@ class ScriptedRunner(EnvRunner):
             raise TapeMiss("the tape in here has no text search 'x'")
         if kind == "broken" or (kind == "error" and first):
             raise RuntimeError("this prompt breaks the runner's code")
-        rows = [summary(uid=ticket.uid, index=i, correct=kind != "same" and i % 2 == 0) for i in range(n)]
+        begun = self.version
+        while kind == "slow" and not mark.with_suffix(".go").exists():  # noqa: ASYNC110 (the test is another process)
+            await asyncio.sleep(0.01)
+        spans = {"version_min": begun, "version_max": self.version}
+        rows = [summary(uid=ticket.uid, index=i, correct=kind != "same" and i % 2 == 0, **spans) for i in range(n)]
         if kind == "broke":
             return GroupSummary(ticket.uid, ticket.epoch, tuple(rows), {"out_of_money": 1.0}), f"group of {ticket.uid}"
         if kind == "scarce" and first:
@@ -54,7 +64,8 @@ class ScriptedRunner(EnvRunner):
         await asyncio.sleep(0.01)
         return GroupSummary(ticket.uid, ticket.epoch, tuple(rows)), f"group of {ticket.uid}"
 
-    async def sync_weights(self, version: int) -> None: ...
+    async def sync_weights(self, version: int) -> None:
+        self.version = version
 
     async def ping(self) -> str:
         return "pong"
@@ -167,6 +178,55 @@ def test_filtering_frees_the_charge_and_stops_at_its_limit(sampler: Callable[...
     chosen = collect(made)
     assert made._ledger.reset_counts()["filtered"] == 2
     assert len(chosen) == 2
+
+
+@pytest.mark.parametrize("staleness", [0, 2])
+def test_runners_that_are_slow_hold_back_the_feeder(sampler: Callable[..., Sampler], tmp_path: Path, staleness: int) -> None:
+    """However long nothing is finished, no more than (staleness + 1) * groups_per_step prompts are out."""
+    uids = [f"slow-{i}" for i in range(20)]
+    made = sampler(uids, 2, settings={"grpo.staleness": staleness})
+    allowed = 2 * (staleness + 1)
+    _pump_until(made, lambda: len(made._ledger.flying()) == allowed)
+    for _ in range(5):
+        made.pump(timeout=0.05)
+    assert (made._ledger.charged, made._ledger.room) == (allowed, 0)
+    assert [entry.ticket.uid for entry in made._ledger.flying()] == uids[:allowed]
+    for uid in uids:
+        (tmp_path / uid).with_suffix(".go").touch()
+    assert len(collect(made)) == 2
+
+
+def test_an_unfinished_group_is_carried_over_an_update_and_trained_within_the_bound(
+    sampler: Callable[..., Sampler], runners: RunnerGroup, tmp_path: Path
+) -> None:
+    made = sampler(["slow-1", *(f"plain-{i}" for i in range(2, 9))], 2, settings={"grpo.staleness": 1})
+    ledger = made._ledger
+    runners.sync(0, timeout=60)
+    first = made.collect(time.monotonic() + 60)
+    assert "slow-1" not in [entry.ticket.uid for entry in first]
+    _pump_until(made, lambda: len(ledger.ready()) == 3)  # the learner learns
+    runners.sync(1, timeout=60)
+    ledger.trained(first)
+    assert [entry.ticket.uid for entry in ledger.flying()] == ["slow-1"]
+    _pump_until(made, lambda: len(ledger.ready()) == 3 and ledger.charged == 4)
+    assert ledger.take_batch() is None, "without the slow one no batch may go: it would be too old for the one after"
+    (tmp_path / "slow-1").with_suffix(".go").touch()
+    second = made.collect(time.monotonic() + 60)
+    groups = [entry.result.summary for entry in second]
+    (slow,) = [group for group in groups if group.uid == "slow-1"]
+    assert {(row.version_min, row.version_max) for row in slow.trajectories} == {(0, 1)}
+    assert staleness_of(groups, ledger.version, bound=1) == 1
+    ledger.trained(second)
+    assert ledger.reset_counts() == {"requeued": 0, "filtered": 0, "given_up": 0}
+    runners.sync(0, timeout=60)
+
+
+def _pump_until(sampler: Sampler, condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        assert sampler._ledger.charged <= (sampler._ledger.staleness + 1) * sampler._ledger.groups_per_step
+        sampler.pump(timeout=0.1)
 
 
 def test_waiting_ends_in_an_error_and_not_in_a_hang(sampler: Callable[..., Sampler], runners: RunnerGroup) -> None:
