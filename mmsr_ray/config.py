@@ -148,7 +148,8 @@ class ToolsConfig:
 
 @dataclass
 class RolloutConfig:
-    num_runners: int = 1
+    num_runners: int = 1  # of the trial's placement group: training needs them
+    max_runners: int = 0  # with elastic ones, which join and leave as nodes do; 0: num_runners, none of them
     cpus_per_runner: float = 1.0
     gpus_per_runner: float = 0.0
     max_inflight_groups: int = 64  # per runner
@@ -348,6 +349,10 @@ def validate(c: Config) -> None:
     said = learner_complaint(c.learner)
     _require(not said, said)
     _require(c.rollout.num_runners >= 1, "rollout.num_runners must be at least 1")
+    _require(
+        c.rollout.max_runners == 0 or c.rollout.max_runners >= c.rollout.num_runners,
+        f"rollout.max_runners={c.rollout.max_runners} is below rollout.num_runners: raise it, or set 0 for no elastic runners",
+    )
     said = update_complaint(c.rollout.update)
     _require(not said, said)
     _require(c.grpo.group_size >= 2, "grpo.group_size must be at least 2: a group of one has no baseline")

@@ -3,6 +3,7 @@
 Invariants
 - This process holds references and summaries only; tokens and pictures go from runners to learner ranks directly.
 - A step trains `groups_per_step` groups, none sampled by weights older than `staleness` versions.
+- A runner, tool actor, data feeder or weight store that dies is replaced while training goes on.
 - The weight version only grows. After a learner failure everything goes back to the last checkpoint together (learner,
   data cursor, step), under a new version, so each prompt is trained once in the history that counts.
 
@@ -19,7 +20,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 from ray.rllib.algorithms.algorithm import Algorithm
@@ -38,6 +38,7 @@ from mmsr_ray.algorithms.during import DuringTraining
 from mmsr_ray.algorithms.grpo_config import GRPOConfig
 from mmsr_ray.algorithms.keeping import Keeper
 from mmsr_ray.algorithms.ledger import Entry, Ledger
+from mmsr_ray.algorithms.liveness import Watch
 from mmsr_ray.algorithms.record import MetricsFile, response_record, rollout_record, staleness_of
 from mmsr_ray.algorithms.sampling import Sampler
 from mmsr_ray.algorithms.spending import Spending
@@ -93,7 +94,8 @@ class GRPO(Algorithm):
         self.env_runner_group = self.parts.runners
         self.during = DuringTraining(self.c, self.folder, self.parts.learners.export)
         self.ledger = Ledger(self.c.grpo.groups_per_step, self.c.grpo.staleness, self.c.grpo.loss_limit, self.c.grpo.steps)
-        self.sampler = Sampler(self.c, self.parts.runners, self.parts.feeder, self.ledger, self._sync)
+        self.sampler = Sampler(self.c, self.parts.runners, self.parts.feed, self.ledger, self._tend)
+        self._watch = Watch()
         self._last_state = self._small_state(learner=None)
         self._publish()
         self._set_up_metrics()
@@ -132,11 +134,16 @@ class GRPO(Algorithm):
         if self.finished_steps == 0 and self.c.evaluation.before_training:
             self._measure("before RL")
         self.spending.before_step()
-        clock = StepClock(self.parts.runners.activity, self.parts.runners.ids())
+        clock = StepClock(self.parts.runners.activity, self.parts.runners.lasting())
         deadline = time.monotonic() + self.c.grpo.step_seconds
         self.sampler.reset_step()
-        with self.metrics.log_time((TIMERS, "rollout")):
-            batch = self.sampler.collect(deadline)
+        try:
+            with self.metrics.log_time((TIMERS, "rollout")):
+                batch = self.sampler.collect(deadline)
+        except LearnerError as error:
+            self._rewind(error)
+            self._train_once()
+            return
         clock.collected()
         groups = [entry.result.summary for entry in batch]
         stale = staleness_of(groups, self.version, self.c.grpo.staleness)
@@ -197,15 +204,21 @@ class GRPO(Algorithm):
     def _publish(self) -> None:
         """Publish the learner's weights as `self.version` and bring every healthy runner to it."""
         references = self.parts.learners.publish(self.version)
-        ray.get(self.parts.store.publish.remote(self.version, references), timeout=self.c.grpo.sync_seconds)
-        self._sync()
+        self.parts.publish(self.version, references, timeout=self.c.grpo.sync_seconds)
+        self.parts.runners.sync(self.version, timeout=self.c.grpo.sync_seconds)
 
-    def _sync(self, only: list[int] | None = None) -> None:
-        self.parts.runners.sync(self.version, only=only, timeout=self.c.grpo.sync_seconds)
+    def _tend(self) -> None:
+        """While groups are waited for, so the learner idles: a store that died is filled anew, a rank that died is known at once. Raises LearnerError."""
+        ranks = {f"learner rank {number}": rank for number, rank in enumerate(self.parts.learners.ranks)}
+        lost = self._watch.lost({"the weight store": self.parts.store, **ranks})
+        if dead := [name for name in lost if name in ranks]:
+            raise LearnerError(f"{' and '.join(dead)} died")
+        if lost:
+            self._publish()
 
     def restore_env_runners(self, env_runner_group: EnvRunnerGroup) -> list[int]:
         """RLlib's hook before each step; between hooks the sampler does the same."""
-        return self.parts.runners.revive(self._sync)
+        return self.parts.runners.revive()
 
     def _rewind(self, error: Exception) -> None:
         """The learner failed: restart it whole and take everything back to the last checkpoint. Raises on the second failure in a row."""
@@ -226,6 +239,7 @@ class GRPO(Algorithm):
         record |= {
             "staleness_max": stale,
             "infra_errors": self.sampler.infra_errors,
+            "runners": len(self.parts.runners.healthy()),
             "tokens_per_second": record["sampled_tokens"] / seconds["total"],
             "seconds": seconds,
             "response_seconds": response_record(groups),
@@ -303,20 +317,18 @@ class GRPO(Algorithm):
         return rows
 
     def _actors(self) -> list[ActorHandle]:
-        return [self.parts.runners.actor(i) for i in self.parts.runners.ids()]
+        return [self.parts.runners.actor(i) for i in self.parts.runners.lasting()]
 
     # ------------------------------------------------------------------------------------------------ checkpoint
 
     def _small_state(self, learner: str | None) -> dict[str, Any]:
         """Everything but the learner, which lies in its own folder `learner` (None: still the starting model)."""
-        self.sampler.settle()
-        feeder = ray.get(self.parts.feeder.state.remote(self.ledger.charged_keys()), timeout=self.c.grpo.sync_seconds)
         return {
             "step": self.finished_steps,
             "version": self.version,
             "learner": learner,
             "settings": to_dict(self.c),
-            "feeder": feeder,
+            "feeder": self.parts.feed.state(self.ledger.charged_keys()),
             "spending": self.spending.recent,
             COMPONENT_METRICS_LOGGER: self.metrics.get_state(),
         }
@@ -324,7 +336,7 @@ class GRPO(Algorithm):
     def _take_state(self, state: dict[str, Any]) -> None:
         """Go on from `state` under a version that no runner has seen yet. The learner must hold its weights already."""
         self.sampler.abandon()
-        ray.get(self.parts.feeder.restore.remote(state["feeder"]), timeout=self.c.grpo.sync_seconds)
+        self.parts.feed.restore(state["feeder"], timeout=self.c.grpo.sync_seconds)
         self.finished_steps = self._iteration = state["step"]
         self.version = max(self.version + 1, state["version"])
         self.spending.recent = state.get("spending", [])  # checkpoints of before the tools had prices have none

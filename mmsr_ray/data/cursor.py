@@ -49,6 +49,13 @@ class Cursor:
         """The stream's next ticket leaves."""
         self.next = _place(ticket).after()
 
+    def left(self, ticket: Ticket) -> None:
+        """A ticket has left: one of those that were to leave again, or the stream's next. For one who watches from outside."""
+        waiting = [other for other in self.again if (other.epoch, other.uid) != (ticket.epoch, ticket.uid)]
+        if len(waiting) == len(self.again):
+            self.passed(ticket)
+        self.again = waiting
+
     def give_back(self, tickets: Iterable[Ticket]) -> None:
         """They leave again, each once however often it is given back."""
         merged = {(t.epoch, t.uid): t for t in (*self.again, *tickets)}

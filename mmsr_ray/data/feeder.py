@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mmsr_ray.config import DataConfig
 from mmsr_ray.data.cursor import Cursor, Key, check, digest
@@ -50,9 +51,11 @@ class DataFeeder:
 
         Raises DataError when the stream has broken.
         """
-        deadline = time.monotonic() + timeout
+        deadline, stream = time.monotonic() + timeout, self._stream
         while True:
             with self._lock:  # held only to take, so that `state` and `requeue` never wait for a picture
+                if self._stream is not stream:  # restored meanwhile: nobody waits for this answer, and its tickets would be missing
+                    return []
                 tickets = self._take(k)
             if tickets or k <= 0 or time.monotonic() >= deadline:
                 return tickets
@@ -144,7 +147,10 @@ class DataFeeder:
 
 def start_feeder(path: str, config: DataConfig, *, seed: int, state: dict[str, Any] | None = None) -> Any:
     """Handle of a DataFeeder actor on this node. It reserves no CPU: it mostly waits."""
-    actor = ray.remote(DataFeeder).options(num_cpus=0, max_concurrency=4)
+    here = NodeAffinitySchedulingStrategy(
+        ray.get_runtime_context().get_node_id(), soft=False
+    )  # soft would let it spill to a node that may be lost alone
+    actor = ray.remote(DataFeeder).options(num_cpus=0, max_concurrency=4, scheduling_strategy=here)
     return actor.remote(path, config, seed, state)
 
 

@@ -90,7 +90,19 @@ def curves(records: Sequence[Mapping[str, Any]]) -> list[Curve]:
     if _exists({"total": seconds["total"]}):
         note = "seconds, stacked; waiting for a batch is split by what the runners do meanwhile: generate, wait for tools, nothing"
         drawn.insert(3, Curve("Where a step's time goes", note, _stack(steps, seconds)))
+    drawn[1:1] = _evaluated([record for record in records if record.get("evaluation")])
     return drawn
+
+
+def _evaluated(records: Sequence[Mapping[str, Any]]) -> list[Curve]:
+    """One curve over the steps that were evaluated, a line for each workflow; none where no step was."""
+    workflows = dict.fromkeys(name for record in records for name, row in record["evaluation"].items() if isinstance(row, Mapping))
+    series = {workflow: column(records, "evaluation", workflow, "accuracy") for workflow in workflows}
+    series |= {f"{workflow}, searches": column(records, "evaluation", workflow, "search_ratio_calls") for workflow in workflows}
+    if not _exists(series):
+        return []
+    note = "held-out questions, greedy, while training went on: accuracy, and calls of the allowed calls"
+    return [Curve("Evaluated while training", note, _lines([int(record["step"]) for record in records], series, (0.0, 1.0)))]
 
 
 def _tools(records: Sequence[Mapping[str, Any]]) -> Series:

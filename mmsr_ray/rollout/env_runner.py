@@ -21,6 +21,7 @@ from dataclasses import replace
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.env.env_runner import EnvRunner
 
@@ -86,8 +87,7 @@ class SearchEnvRunner(EnvRunner):
         self._tools, self._judge = self.connect_tools(), self.connect_judge()
         await self._engine.start()
         if self._store is not None:
-            store = find_store(self._store, self._settings.run.namespace)
-            latest = await asyncio.wait_for(store.latest.remote(), STORE_SECONDS)
+            latest = await _latest(self._store, self._settings.run.namespace)
             if latest != NO_VERSION:
                 await self._engine.sync(latest)
         self._watching = asyncio.create_task(self._watch())
@@ -275,6 +275,17 @@ def _raise_if_not_on_tape(trajectory: Trajectory) -> None:
     for result in trajectory.paid_calls:
         if result.failure is ToolFailure.TAPE_MISS:
             raise TapeMiss(result.detail)
+
+
+async def _latest(store: str, namespace: str) -> int:
+    """The newest version in the store. One that died is being replaced under its name: it is looked for until STORE_SECONDS are over."""
+    async with asyncio.timeout(STORE_SECONDS):
+        while True:
+            try:
+                found: Any = find_store(store, namespace)
+                return await found.latest.remote()
+            except (ValueError, RayActorError):
+                await asyncio.sleep(WATCH_SECONDS)
 
 
 async def _fetch(ticket: Ticket) -> Sample:

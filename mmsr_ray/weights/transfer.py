@@ -26,12 +26,12 @@ from typing import Any, cast
 
 import ray
 import torch
-from ray.actor import ActorHandle
 from safetensors import safe_open
 from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
 
 from mmsr_ray.weights.adapters import WEIGHT, Adapter, are_adapters, collect, expected, layers_to_reload
 from mmsr_ray.weights.publisher import Bucket, checksum
+from mmsr_ray.weights.store import find_store
 
 BACKEND = "mmsr_object_store"
 PULL_SECONDS = 300.0  # deadline of one bucket's way into this node's store
@@ -47,6 +47,24 @@ def register() -> None:
 
     if BACKEND not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine(BACKEND, __name__, ObjectStoreTransfer.__name__)
+    _send_all_pictures()
+
+
+def _send_all_pictures() -> None:
+    """Have vLLM's scheduler send its workers every picture of a request, also those that the prefix cache covers.
+
+    It leaves these out (vllm-project/vllm pull request 52041: nobody would encode them). But an update under running
+    requests throws the prefix cache away and begins them anew: their pictures are encoded again, by a worker that does not
+    have them, which is the end of the engine ("Expected number of multimodal embeddings to match ... 0"). What it costs is
+    what vLLM paid before that change: nothing where the worker runs in the engine's process.
+    """
+    from vllm.v1.core.sched import output
+
+    output.strip_covered_mm_data = _all_of_them
+
+
+def _all_of_them(mm_features: list[Any], num_computed_tokens: int, uses_mrope: bool = False) -> list[Any]:
+    return mm_features
 
 
 @dataclass
@@ -71,7 +89,7 @@ class ObjectStoreTransfer(WeightTransferEngine[StoreAddress, VersionToPull]):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._store: ActorHandle | None = None
+        self._address: StoreAddress | None = None
         self._verified = False
         self._base: BaseWeights | None = None  # for versions that are adapters
         self._reloading: list[Any] = []  # the model, or the layers that a set of adapters touches
@@ -79,7 +97,7 @@ class ObjectStoreTransfer(WeightTransferEngine[StoreAddress, VersionToPull]):
     def init_transfer_engine(self, init_info: StoreAddress) -> None:
         if not ray.is_initialized():
             ray.init(address=init_info.ray_address, namespace=init_info.namespace, log_to_driver=False, logging_level=logging.ERROR)
-        self._store = ray.get_actor(init_info.store, namespace=init_info.namespace)
+        self._address = init_info
         # Buckets are read-only memory; torch says so each time one is wrapped. Nothing here writes to them.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
@@ -102,9 +120,10 @@ class ObjectStoreTransfer(WeightTransferEngine[StoreAddress, VersionToPull]):
 
     def receive_weights(self, update_info: VersionToPull) -> None:
         """Raises WeightMismatch at the first update where names or checksums disagree, UnknownVersion for one that is gone."""
-        if self._store is None:
+        if self._address is None:
             raise RuntimeError("init_transfer_engine must come before an update")
-        refs = ray.get(self._store.bucket_refs.remote(update_info.version), timeout=PULL_SECONDS)
+        store: Any = find_store(self._address.store, self._address.namespace)  # by name each time: one that died is replaced
+        refs = ray.get(store.bucket_refs.remote(update_info.version), timeout=PULL_SECONDS)
         names: list[str] = []
         adapters: dict[str, torch.Tensor] = {}
         while refs:
@@ -163,7 +182,7 @@ class ObjectStoreTransfer(WeightTransferEngine[StoreAddress, VersionToPull]):
 
     def shutdown(self) -> None:
         """The store belongs to the Algorithm; this process's connection ends with the process."""
-        self._store = None
+        self._address = None
 
     def _verify_names(self, published: Iterable[str]) -> None:
         tied = bool(self.model_config.hf_text_config.tie_word_embeddings)

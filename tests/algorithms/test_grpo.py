@@ -23,22 +23,11 @@ from mmsr_ray.config import Config, to_dict
 from mmsr_ray.evaluation.rows import rows_file
 from mmsr_ray.evaluation.trajectories import read_trajectories
 from mmsr_ray.learner.consolidate import consolidated
-from tests.algorithms.conftest import QUESTIONS
+from mmsr_ray.types import Outcome
+from tests.algorithms.conftest import QUESTIONS, lines, trained
+from tests.rollout.scripted import kill_engine
 
 pytestmark = pytest.mark.heavy
-
-
-def trained(folder: Path) -> dict[int, list[str]]:
-    """Training step -> uids of its groups, from the trajectories in the run folder (the tests keep all of them)."""
-    steps: dict[int, set[str]] = {}
-    for row in read_trajectories(folder / "trajectories"):
-        if row.step is not None:  # not of an evaluation
-            steps.setdefault(row.step, set()).add(row.uid)
-    return {step: sorted(uids) for step, uids in steps.items()}
-
-
-def lines(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def kill_with_groups_in_flight(algorithm: GRPO, runner: int) -> threading.Thread:
@@ -56,6 +45,12 @@ def kill_with_groups_in_flight(algorithm: GRPO, runner: int) -> threading.Thread
     return thread
 
 
+def kill_tools(config: Config) -> None:
+    """The actor that searches and the one that keeps limits and money; Ray restarts both."""
+    for name in ("0", "quota"):
+        ray.kill(ray.get_actor(f"tools:{config.run.name}:{name}", namespace=config.run.namespace), no_restart=False)
+
+
 def test_whatever_dies_or_is_damaged_every_prompt_is_trained_once(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -70,6 +65,8 @@ def test_whatever_dies_or_is_damaged_every_prompt_is_trained_once(
     algorithm.train()
     killer.join(timeout=5)
     algorithm.save_to_path(tmp_path / "second")
+    ray.kill(algorithm.parts.feed.actor)  # prompts of the next step are out, with samples that die with it
+    ray.kill(algorithm.parts.store)
     algorithm.train()
     records = lines(folder)
     assert [line["step"] for line in records] == [1, 2, 3]
@@ -89,8 +86,8 @@ def test_whatever_dies_or_is_damaged_every_prompt_is_trained_once(
         full.setattr(checkpoints, "free_bytes", lambda path: 0)
         algorithm.save_to_path(tmp_path / "full")
     assert "0 bytes are free there: make room. Training goes on; the last checkpoint stays that of step 3" in caplog.text
+    other = replace(config, grpo=replace(config.grpo, group_size=7))
     with pytest.raises(CheckpointError, match=r"grpo\.group_size was 7 and is 2"):
-        other = replace(config, grpo=replace(config.grpo, group_size=7))
         algorithm.set_state(algorithm._last_state | {"settings": to_dict(other)})
 
     # the newest checkpoint is damaged when a rank dies: the learner restarts from the one before
@@ -99,6 +96,8 @@ def test_whatever_dies_or_is_damaged_every_prompt_is_trained_once(
     shard.write_bytes(shard.read_bytes()[:-100])
     ray.kill(algorithm.parts.learners.ranks[1])
     algorithm.train()  # step 3 again
+    kill_tools(config)
+    algorithm.parts.runners.actor(2).apply.remote(kill_engine)
     algorithm.train()
     algorithm.stop()
     assert "is cut short: learner/" in caplog.text
@@ -116,6 +115,8 @@ def test_whatever_dies_or_is_damaged_every_prompt_is_trained_once(
     counts = Counter(uid for uids in steps.values() for uid in uids)
     assert len(counts) == 4 * config.grpo.groups_per_step < QUESTIONS
     assert set(counts.values()) == {1}
+    kept = [row for row in read_trajectories(folder / "trajectories") if row.step is not None]
+    assert all(row.outcome is not Outcome.INFRA_ERROR and row.reward is not None for row in kept), "no failure in a gradient"
     assert (folder / "model" / "config.json").is_file(), "exported after the last step"
 
     # the checkpoint alone is enough for a model of its step

@@ -106,10 +106,12 @@ def test_any_history_respects_room_staleness_and_once_each(groups: int, stalenes
     rng = random.Random(seed)
     ledger = Ledger(groups, staleness, loss_limit=3, steps=99)
     handed, trained, ended = 0, [], 0
+    again: list[Prompt] = []  # withdrawn when the feeder died; its successor hands them out first
     while ledger.version < 12:
         count = rng.randint(0, ledger.room)
-        ledger.admit(prompts(handed, count))
-        handed += count
+        fresh = count - len(again[:count])
+        ledger.admit([*again[:count], *prompts(handed, fresh)])
+        again, handed = again[count:], handed + fresh
         for entry in ledger.queued():
             if rng.random() < 0.7:
                 ledger.dispatch(entry)
@@ -122,6 +124,10 @@ def test_any_history_respects_room_staleness_and_once_each(groups: int, stalenes
             elif fate < 0.65:
                 ledger.filter(entry)
                 ended += 1
+            elif fate < 0.7:
+                ledger.requeue(entry)
+        if rng.random() < 0.1:
+            again = [Prompt(uid) for _, uid in ledger.withdraw_unfinished()] + again
         assert 0 <= ledger.charged <= (staleness + 1) * groups
         batch = ledger.take_batch()
         if batch is not None:
@@ -130,7 +136,7 @@ def test_any_history_respects_room_staleness_and_once_each(groups: int, stalenes
             trained += [entry.ticket.uid for entry in batch]
             ledger.trained(batch)
     assert len(trained) == len(set(trained))
-    assert handed == len(trained) + ended + len(ledger.charged_keys()), "no prompt vanishes"
+    assert handed == len(trained) + ended + len(ledger.charged_keys()) + len(again), "no prompt vanishes"
 
 
 class Life(RuleBasedStateMachine):

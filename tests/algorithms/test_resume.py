@@ -30,6 +30,8 @@ class Fault(StrEnum):
     DRIVER = "the driver is killed and a new one goes on from the last checkpoint"
     LEARNER = "a rank dies and the run goes back to the last checkpoint"
     RUNNER = "a runner dies with groups in flight"
+    NODE = "an elastic runner leaves with its node: groups in flight and ready ones are gone"
+    FEEDER = "the data feeder dies with prompts that it had loaded, and with some that it was to hand out again"
     DAMAGE = "the driver is killed and the last checkpoint is damaged: the one before it is taken"
     MONEY = "the money ends: what was refused is put back, the run stops at a checkpoint and goes on later"
 
@@ -60,10 +62,12 @@ class ScriptedRun:
         check(state, SEED, digest(self.uids), self.uids, "the set")
         self.cursor = Cursor(SEED, digest(self.uids), state)
         self.tickets = stream(self.uids, self.cursor.next)
+        self.seen = Cursor(SEED, digest(self.uids), state)  # the driver's, by what has come
 
     def checkpoint(self) -> None:
         """What GRPO._small_state holds, through plain values."""
-        feeder = self.cursor.state(self.ledger.charged_keys())
+        feeder = self.seen.state(self.ledger.charged_keys())
+        assert feeder == self.cursor.state(self.ledger.charged_keys()), "the driver knows where the feeder is"
         state = json.loads(json.dumps({"step": self.step, "version": self.version, "feeder": feeder}))
         self.saved.append((state, list(self.ended)))
 
@@ -81,6 +85,8 @@ class ScriptedRun:
             ticket = next(self.tickets)
             self.cursor.passed(ticket)
             taken.append(ticket)
+        for ticket in taken:
+            self.seen.left(ticket)
         return taken
 
     def _end(self, entry: Entry, how: str) -> None:
@@ -120,6 +126,12 @@ class ScriptedRun:
                 for entry in self.ledger.flying():
                     if not self.ledger.lose(entry):
                         self._end(entry, "given up")
+            case Fault.NODE:
+                for entry in [*self.ledger.flying(), *self.ledger.ready()]:
+                    if self.rng.random() < 0.5:
+                        self.ledger.requeue(entry)
+            case Fault.FEEDER:
+                self._open(json.loads(json.dumps(self.seen.state(self.ledger.withdraw_unfinished()))))
             case Fault.LEARNER:
                 self.resume(self.version)
             case Fault.DRIVER:

@@ -226,6 +226,13 @@ def test_curves_take_the_page_colour_and_leave_out_what_is_not_there() -> None:
     assert curves([]) == []
 
 
+def test_steps_that_were_evaluated_make_a_curve_of_their_own() -> None:
+    evaluation = {"on_demand": {"accuracy": 0.5, "search_ratio_calls": 0.25}, "best_accuracy": 0.5, "best_step": 2}
+    records = [record(1), {**record(2), "evaluation": evaluation}, record(3), {**record(4), "evaluation": {"failed": 1.0}}]
+    assert [curve.title for curve in curves(records)][:2] == ["Reward and accuracy", "Evaluated while training"]
+    assert "Evaluated while training" not in [curve.title for curve in curves(records[2:])]
+
+
 def test_smoothing_and_columns() -> None:
     assert smooth([1.0, None, 3.0, 5.0], 2) == [1.0, None, 2.0, 4.0]
     assert column([{"a": {"b": 1}}, {"a": None}, {}], "a", "b") == [1.0, None, None]

@@ -200,6 +200,18 @@ def test_a_request_in_flight_goes_on_under_the_new_weights(run: Run) -> None:
         assert len(g.versions) == len(g.token_ids) == len(g.logprobs)
 
 
+def test_a_request_whose_picture_the_prefix_cache_covers_goes_on_too(run: Run) -> None:
+    """Its picture is encoded anew under the new weights, although the cache had it when the request came."""
+    text = "go on and on " * 12
+    run.greedy(text, 1)  # from here on it is in the cache
+    calls = [run.runner.apply.remote(scripted.generate, text, (1,), Sampling(max_tokens=400)) for _ in range(16)]
+    _until(lambda: run.on_runner(scripted.unfinished) > 0)
+    run.sync(1.1)
+    generations: list[Generation] = ray.get(calls, timeout=WAIT)
+    run.sync()
+    assert any(len(set(g.versions)) == 2 for g in generations)
+
+
 def test_turns_finish_first_where_the_update_waits_for_them(run: Run) -> None:
     run.on_runner(scripted.set_update, UpdateMode.WAIT)
     try:
