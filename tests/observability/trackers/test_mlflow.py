@@ -46,7 +46,7 @@ def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
     """Address of MLflow's own REST handlers over a store of files."""
-    pytest.importorskip("sqlalchemy", reason="MLflow's server needs SQLAlchemy: pip install 'mmsr-ray[dev]'")
+    pytest.importorskip("alembic", reason="the server of MLflow needs alembic: pip install 'mmsr-ray[dev]'")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
