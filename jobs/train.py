@@ -33,6 +33,7 @@ from mmsr_ray.data.schema import DataError
 from mmsr_ray.evaluation.rows import describe, read_rows
 from mmsr_ray.evaluation.summary import write_summary
 from mmsr_ray.learner.durable import NotWritten
+from mmsr_ray.observability.browse import write_browser
 from mmsr_ray.observability.progress import Progress
 from mmsr_ray.observability.report import write_report
 from mmsr_ray.observability.trackers.follow import following, open_trackers
@@ -76,6 +77,7 @@ def train(config: Config) -> Path:
     for row in rows:
         progress.note(describe(row))
     write_summary(run.path, config=config, seconds=run.seconds, rows=rows)
+    write_browser(run.path)
     write_report(run.path, shown=config.evaluation.trajectories_shown)
     progress.finish()
     if spent is not None:
