@@ -48,7 +48,7 @@ from mmsr_ray.evaluation.rows import measure_rows
 from mmsr_ray.learner.durable import NotWritten
 from mmsr_ray.learner.group import LearnerError
 from mmsr_ray.learner.objective import longest_answer, resolve
-from mmsr_ray.learner.plan import Item, plan_update
+from mmsr_ray.learner.plan import Item
 from mmsr_ray.learner.schedule import learning_rate
 from mmsr_ray.observability.trackers import Trackers
 from mmsr_ray.tools.errors import BudgetSpent
@@ -180,15 +180,7 @@ class GRPO(Algorithm):
             decay_ratio=self.c.grpo.lr_decay_ratio,
             decay_at=self.c.grpo.lr_decay_at,
         )
-        plan = plan_update(
-            self._items(groups),
-            world_size=self.c.learner.world_size,
-            micro_batch_tokens=self.c.learner.micro_batch_tokens,
-            minibatches=self.c.grpo.minibatches,
-            packing=self.c.learner.packing,
-            loss="grpo",
-            lr=rate,
-        )
+        plan = self.parts.learners.plan(self._items(groups), minibatches=self.c.grpo.minibatches, loss="grpo", lr=rate)
         references = [entry.result.group for entry in batch]
         if self.c.grpo.staleness == 0:
             return {"lr": rate, **self.parts.learners.update(plan, references)}
@@ -204,7 +196,7 @@ class GRPO(Algorithm):
             rewards = [t.reward for t in group.trajectories]
             advantages = group_advantages(rewards, baseline=self.objective.baseline, normalise=self.objective.normalise)
             for index, (row, advantage) in enumerate(zip(group.trajectories, advantages, strict=True)):
-                items.append(Item(number, index, float(advantage), row.length, row.sampled_tokens, row.pictures))
+                items.append(Item(number, index, float(advantage), row.length, row.sampled_tokens, row.pictures, row.patches))
         return items
 
     # ------------------------------------------------------------------------------------------------ weights and health
