@@ -1,7 +1,7 @@
 """TRL's side of the training benchmark, in a process of its own: whole steps of `GRPOTrainer.train()`.
 
     python jobs/benchmark_trl_training.py --model FOLDER --data train.parquet --base http://127.0.0.1:1234 --rollouts 8 \
-        --latency 0 0.2 1 --rounds 3
+        --latency 0.2 1 --rounds 3
 
 Promise: only what is said is scripted (jobs/benchmark_script.py). Both turns of every rollout are sampled for real, with as
 many tokens as they then have, and replaced; all else is TRL's own: prompts, `generate`, parsing, `_tool_call_loop`, reward,
@@ -9,9 +9,10 @@ log-probs of policy and reference, loss, optimiser. Its messages are those of ou
 template and a response template; with Qwen2.5-VL's own template TRL refuses tools.
 
 It gets its best settings: the tool as a coroutine, all rollouts in one device batch, no gradient checkpointing, nothing saved,
-evaluated or reported, every core of the machine. A step lasts from the end of the one before to its own end.
+evaluated or reported, one torch thread or all, whichever is faster. A step lasts from the end of the one before to its own end.
 
-Prints one JSON object: {"tokens": mean of a rollout, prompt and tool's answer included, "seconds": {latency: [one per round]}}.
+Prints one JSON object: {"tokens": mean of a rollout, prompt and tool's answer included, "threads": chosen, "seconds":
+{latency: [one per round]}}.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ import statistics
 import sys
 import tempfile
 import time
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -101,24 +101,48 @@ class Scripted(GRPOTrainer):
 
 
 class Watch(TrainerCallback):
-    """Times steps, and sets the tools' latency between them. `plan` has one latency a step, the first being a warm-up."""
+    """Times steps, and sets tools and threads between them.
 
-    def __init__(self, plan: list[float]) -> None:
-        self._plan = plan
-        self.seconds: dict[float, list[float]] = defaultdict(list)
+    The first steps have instant tools and try one thread and all cores, each after a step that warms up; the better of the
+    two is kept for what follows: more threads help a batch of 32 and hurt one of 8.
+    """
+
+    def __init__(self, latencies: list[float], rounds: int, rollouts: int) -> None:
+        self._tries: dict[int, list[float]] = {1: [], os.cpu_count() or 1: []}
+        plan: list[tuple[float, int]] = [(0.0, threads) for threads in self._tries for _ in range(rounds + 1)]  # 0: the best
+        for latency in latencies:
+            # one call after another: where that takes long, one step is exact enough
+            plan += [(latency, 0)] * (1 if rollouts * latency > 5 else rounds)
+        self._plan, self._slow = plan, dict[float, list[float]]()
         self._began = 0.0
 
+    @property
+    def steps(self) -> int:
+        return len(self._plan)
+
+    @property
+    def threads(self) -> int:
+        """The number that has served best, by the median of all but the first step."""
+        return min(self._tries, key=lambda n: statistics.median(self._tries[n][1:]))
+
+    @property
+    def seconds(self) -> dict[float, list[float]]:
+        return {0.0: self._tries[self.threads][1:], **self._slow}
+
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        self._next(0)
+        self._prepare(0)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step > 1:
-            self.seconds[self._plan[state.global_step - 1]].append(time.perf_counter() - self._began)
-        if state.global_step < len(self._plan):
-            self._next(state.global_step)
+        took = time.perf_counter() - self._began
+        latency, threads = self._plan[state.global_step - 1]
+        (self._tries[threads] if threads else self._slow.setdefault(latency, [])).append(took)
+        if state.global_step < self.steps:
+            self._prepare(state.global_step)
 
-    def _next(self, step: int) -> None:
-        set_latency(self._plan[step])
+    def _prepare(self, step: int) -> None:
+        latency, threads = self._plan[step]
+        torch.set_num_threads(threads or self.threads)
+        set_latency(latency)
         self._began = time.perf_counter()
 
 
@@ -138,7 +162,7 @@ def reward(completions: list[list[dict[str, Any]]], answers: list[list[str]], **
     return [float(right(turns[-1]["content"], gold)) for turns, gold in zip(completions, answers, strict=True)]
 
 
-def trainer(model: str, data: str, rollouts: int, watch: Watch, steps: int, folder: str) -> Scripted:
+def trainer(model: str, data: str, rollouts: int, watch: Watch, folder: str) -> Scripted:
     processor = AutoProcessor.from_pretrained(model)
     processor.chat_template = processor.tokenizer.chat_template = TEMPLATE
     processor.tokenizer.response_template = RESPONSE
@@ -148,7 +172,7 @@ def trainer(model: str, data: str, rollouts: int, watch: Watch, steps: int, fold
         reward_funcs=reward,
         args=GRPOConfig(
             output_dir=folder, use_cpu=True, bf16=False, report_to=[], save_strategy="no", eval_strategy="no", disable_tqdm=True,
-            gradient_checkpointing=False, dataloader_pin_memory=False, max_steps=steps,
+            gradient_checkpointing=False, dataloader_pin_memory=False, max_steps=watch.steps,
             num_generations=GROUP, per_device_train_batch_size=rollouts, gradient_accumulation_steps=1, steps_per_generation=1,
             max_completion_length=160, generation_kwargs={"max_new_tokens": TURN_TOKENS, "min_new_tokens": TURN_TOKENS},
             temperature=1.0, loss_type="dapo", epsilon=0.2, beta=0.001, scale_rewards="group", learning_rate=1e-5,
@@ -169,18 +193,15 @@ def main() -> int:
     parser.add_argument("--data", required=True)
     parser.add_argument("--base", required=True)
     parser.add_argument("--rollouts", type=int, required=True)
-    parser.add_argument("--latency", type=float, nargs="+", default=[0.0, 0.2, 1.0])
+    parser.add_argument("--latency", type=float, nargs="+", default=[0.2, 1.0], help="beside instant tools")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    torch.set_num_threads(os.cpu_count() or 1)
     benchmark_trl.BASE = args.base
-    # with calls one after another a step takes long enough to be exact at once
-    plan = [0.0, *(latency for latency in args.latency for _ in range(1 if args.rollouts * latency > 5 else args.rounds))]
-    watch = Watch(plan)
+    watch = Watch(args.latency, args.rounds, args.rollouts)
     with tempfile.TemporaryDirectory() as folder:
-        made = trainer(args.model, args.data, args.rollouts, watch, len(plan), folder)
+        made = trainer(args.model, args.data, args.rollouts, watch, folder)
         made.train()
-    sys.stdout.write(json.dumps({"tokens": statistics.mean(made.lengths), "seconds": watch.seconds}) + "\n")
+    sys.stdout.write(json.dumps({"tokens": statistics.mean(made.lengths), "threads": watch.threads, "seconds": watch.seconds}) + "\n")
     return 0
 
 
