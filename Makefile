@@ -5,6 +5,7 @@
 PYTHON ?= python3
 EXTRA ?= cpu
 CONFIG ?= jobs/configs/atlas.yaml
+WORKERS ?= 2
 ARGS ?=
 VENV := .venv/bin
 
@@ -17,7 +18,7 @@ train: setup
 	@$(VENV)/python jobs/submit.py -- python jobs/train.py --config $(CONFIG) run.dir=$(CURDIR)/runs $(ARGS)
 
 test: lint
-	@OMP_NUM_THREADS=1 $(VENV)/python -m pytest $(ARGS)
+	@OMP_NUM_THREADS=1 $(VENV)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 lint: setup
 	@$(VENV)/ruff check --quiet .

@@ -14,10 +14,15 @@ from typing import Any, cast
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mmsr_ray.evaluation.settings import EvaluationConfig
+from mmsr_ray.evaluation.settings import complaint as evaluation_complaint
 from mmsr_ray.learner.objective import LossConfig
 from mmsr_ray.learner.objective import complaint as loss_complaint
+from mmsr_ray.learner.settings import LearnerConfig
+from mmsr_ray.learner.settings import complaint as learner_complaint
 from mmsr_ray.rewards.settings import RewardConfig
 from mmsr_ray.rewards.settings import complaint as reward_complaint
+from mmsr_ray.rollout.update import complaint as update_complaint
 from mmsr_ray.tools.addresses import Reach
 from mmsr_ray.tools.cache_settings import CacheConfig
 from mmsr_ray.tools.cache_settings import complaint as cache_complaint
@@ -143,7 +148,8 @@ class ToolsConfig:
 
 @dataclass
 class RolloutConfig:
-    num_runners: int = 1
+    num_runners: int = 1  # of the trial's placement group: training needs them
+    max_runners: int = 0  # with elastic ones, which join and leave as nodes do; 0: num_runners, none of them
     cpus_per_runner: float = 1.0
     gpus_per_runner: float = 0.0
     max_inflight_groups: int = 64  # per runner
@@ -163,39 +169,7 @@ class RolloutConfig:
     threads: int = 1  # OMP threads of a CPU engine
     start_seconds: float = 600.0  # deadline of an engine start
     sync_seconds: float = 300.0  # deadline of one weight update in one engine
-
-
-@dataclass
-class LoRAConfig:
-    """Low-rank adapters on the language model (arXiv 2106.09685). Everything else is frozen."""
-
-    rank: int = 0  # 0: no adapters, all weights learn
-    alpha: int = 32
-    targets: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"])
-
-
-@dataclass
-class LearnerConfig:
-    world_size: int = 2
-    cpus_per_rank: float = 1.0
-    gpus_per_rank: float = 0.0
-    zero_stage: int = 2
-    dtype: str = "float32"  # of compute: float32 | bfloat16 (fp32 master weights)
-    device: str = "auto"  # auto | cpu | cuda
-    micro_batch_tokens: int = 8_192  # padded tokens of one micro-batch of one rank
-    packing: str = "auto"  # auto | never | always
-    gradient_checkpointing: bool = False
-    freeze_vision: bool = False  # the vision tower keeps its weights
-    lora: LoRAConfig = field(default_factory=LoRAConfig)
-    offload: str = "none"  # none | optimizer | all: what ZeRO keeps in host memory ("all" adds the weights; stage 3 only)
-    reference: str = "device"  # device | host: where the frozen model of the KL term rests; adapters need none
-    threads: int = 1
-    weight_decay: float = 0.01
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    grad_clip: float = 1.0
-    bucket_bytes: int = 512 << 20
-    update_seconds: float = 1800.0  # deadline of one update
-    start_seconds: float = 600.0
+    update: str = "keep"  # of the weights, under turns that are being sampled: keep (they go on) | wait (they finish first)
 
 
 @dataclass
@@ -237,15 +211,6 @@ class SFTConfig:
 
 
 @dataclass
-class EvaluationConfig:
-    questions: int = 0  # 0: all
-    workflows: list[str] = field(default_factory=lambda: ["on_demand", "direct", "rag"])
-    before_training: bool = True
-    trajectories_shown: int = 12
-    deadline_seconds: float = 7200.0  # of one workflow over all questions
-
-
-@dataclass
 class AtlasConfig:
     """The made-up world; used by jobs and tests only."""
 
@@ -260,6 +225,8 @@ class AtlasConfig:
     test_questions: int = 240
     demonstrations: int = 5000
     latency_seconds: float = 0.0
+    latency_tail: float = 0.0  # spread of a log-normal whose median latency_seconds then is; 0: every request takes latency_seconds
+    latency_max_seconds: float = 3.0  # no request takes longer, where there is a tail
     failure_rate: float = 0.0
     rate_limit_rate: float = 0.0
     garbage_rate: float = 0.0
@@ -379,17 +346,15 @@ def validate(c: Config) -> None:
         _require(min(prices) >= 0, f"tools.{name}.price must not be negative: it is what the service charges, in USD")
     _require(c.model.dtype in ("bfloat16", "float32", "float16"), f"model.dtype={c.model.dtype!r}: choose bfloat16, float32 or float16")
     _require(c.model.min_pixels <= c.model.max_pixels, "model.min_pixels exceeds model.max_pixels")
-    _require(c.learner.zero_stage in (0, 1, 2, 3), f"learner.zero_stage={c.learner.zero_stage}: choose 0, 1, 2 or 3")
-    _require(c.learner.lora.rank >= 0, "learner.lora.rank must be 0 (no adapters) or more")
-    _require(c.learner.reference in ("device", "host"), f"learner.reference={c.learner.reference!r}: choose device or host")
-    _require(c.learner.offload in ("none", "optimizer", "all"), f"learner.offload={c.learner.offload!r}: choose none, optimizer or all")
-    _require(
-        c.learner.offload == "none" or c.learner.zero_stage == 3 or (c.learner.offload == "optimizer" and c.learner.zero_stage > 0),
-        f"learner.offload={c.learner.offload} needs learner.zero_stage 3, or 1 and more for the optimizer alone",
-    )
-    _require(c.learner.world_size >= 1, "learner.world_size must be at least 1")
-    _require(c.learner.packing in ("auto", "never", "always"), f"learner.packing={c.learner.packing!r}: choose auto, never or always")
+    said = learner_complaint(c.learner)
+    _require(not said, said)
     _require(c.rollout.num_runners >= 1, "rollout.num_runners must be at least 1")
+    _require(
+        c.rollout.max_runners == 0 or c.rollout.max_runners >= c.rollout.num_runners,
+        f"rollout.max_runners={c.rollout.max_runners} is below rollout.num_runners: raise it, or set 0 for no elastic runners",
+    )
+    said = update_complaint(c.rollout.update)
+    _require(not said, said)
     _require(c.grpo.group_size >= 2, "grpo.group_size must be at least 2: a group of one has no baseline")
     _require(c.grpo.driver_cpus > 0, "grpo.driver_cpus must be above 0: Ray places the Algorithm in a bundle of its own")
     _require(c.grpo.keep_checkpoints >= 1, "grpo.keep_checkpoints must be at least 1")
@@ -399,9 +364,13 @@ def validate(c: Config) -> None:
         c.grpo.lr_schedule in ("sigmoid", "constant", "cosine"),
         f"grpo.lr_schedule={c.grpo.lr_schedule!r}: choose sigmoid, constant or cosine",
     )
-    said = loss_complaint(c.grpo.loss)
+    said = loss_complaint(c.grpo.loss) or evaluation_complaint(c.evaluation)
     _require(not said, said)
     _require(0 < c.rollout.temperature <= 2, f"rollout.temperature={c.rollout.temperature}: choose a value above 0 and at most 2")
+    _require(
+        c.atlas.latency_tail == 0 or (c.atlas.latency_tail > 0 and c.atlas.latency_seconds > 0),
+        "atlas.latency_tail spreads requests around atlas.latency_seconds: set both, above 0",
+    )
     _require(c.rollout.min_survivors >= 2, "rollout.min_survivors must be at least 2")
     _require(
         c.agent.deadline_seconds < c.rollout.group_deadline_seconds, "rollout.group_deadline_seconds must exceed agent.deadline_seconds"

@@ -9,8 +9,8 @@ from __future__ import annotations
 import datetime
 import json
 import logging
+import math
 import os
-import shutil
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -20,31 +20,39 @@ from typing import Any
 import deepspeed
 import ray
 import torch
-import torch.distributed as dist
-from huggingface_hub import save_torch_state_dict, snapshot_download
 from ray import ObjectRef
 
 from mmsr_ray.config import Config
+from mmsr_ray.learner import worst_case
 from mmsr_ray.learner.batch import Row
+from mmsr_ray.learner.chance import random_state, set_random_state
+from mmsr_ray.learner.consolidate import TAG
+from mmsr_ray.learner.durable import NotWritten, Report, complaint, damage, read_manifest
+from mmsr_ray.learner.export import local_folder, write_model
+from mmsr_ray.learner.fitting import Room
+from mmsr_ray.learner.meter import meter_of
 from mmsr_ray.learner.model import Policy, load_policy
 from mmsr_ray.learner.objective import longest_answer, resolve
-from mmsr_ray.learner.pictures import PatchCache, VisionGeometry
+from mmsr_ray.learner.pictures import CACHE_BYTES, PatchCache, VisionGeometry
 from mmsr_ray.learner.plan import Item, MiniBatch, Portion, UpdatePlan
 from mmsr_ray.learner.reference import AdaptersOff, FrozenCopy, Reference
+from mmsr_ray.learner.settings import on_cuda
+from mmsr_ray.learner.shards import ShardWriter, load_own, save_shards
 from mmsr_ray.learner.step import collate_portion, contribution, score
-from mmsr_ray.learner.trainable import checkpoint_weights, choose, trained_parameters
-from mmsr_ray.types import Group
+from mmsr_ray.learner.tally import Tally
+from mmsr_ray.learner.trainable import adapter_of, adapters, checkpoint_weights, choose, trained_parameters
+from mmsr_ray.types import Group, SealedTokens
 from mmsr_ray.weights.publisher import Bucket, buckets
 
 logger = logging.getLogger(__name__)
 
-TAG = "learner"
-METRICS = ("loss", "policy_loss", "kl", "entropy", "clip_fraction", "mismatch_abs_mean", "correction_mean", "correction_masked")
-SIDE_FILES = ("*.json", "*.txt", "*.jinja", "*.model")  # tokenizer, processor, chat template, configs
-
 
 class RankError(RuntimeError):
     """A rank was asked for something that its state does not allow."""
+
+
+class OutOfRoom(RankError):
+    """The device's memory ran out. Other ranks may wait in a collective for ever: the group must be restarted."""
 
 
 def deepspeed_config(config: Config) -> dict[str, Any]:
@@ -102,7 +110,7 @@ class LearnerRank:
         os.environ.update(RANK=str(self._rank), LOCAL_RANK="0", WORLD_SIZE=str(learner.world_size), MASTER_ADDR=host, MASTER_PORT=str(port))
         torch.set_num_threads(learner.threads)
         torch.manual_seed(self._config.run.seed)
-        cuda = learner.device == "cuda" or (learner.device == "auto" and learner.gpus_per_rank > 0)
+        cuda = on_cuda(learner)
         self._device = torch.device("cuda", 0) if cuda else torch.device("cpu")
         deepspeed.utils.logger.setLevel(logging.WARNING)
         # Without a GPU DeepSpeed would compile an all-reduce over shared memory at first use: a minute, to save milliseconds.
@@ -117,7 +125,9 @@ class LearnerRank:
             trained_parameters(policy), lr=0.0, betas=(learner.betas[0], learner.betas[1]), weight_decay=learner.weight_decay, fused=True
         )
         self._engine: Any = deepspeed.initialize(model=policy, optimizer=optimizer, config=settings)[0]
-        self._cache = PatchCache(VisionGeometry.load(_local_folder(self._model_path)))
+        self._shards = ShardWriter.plug_into(self._engine)
+        self._cache = PatchCache(VisionGeometry.load(local_folder(self._model_path)))
+        self._meter = meter_of(self._device, ray.get_runtime_context().get_node_id())
 
     @property
     def _policy(self) -> Policy:
@@ -134,14 +144,18 @@ class LearnerRank:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = plan.lr
         # the first mini-batch trains on the weights that the others need their old log-probs from: its own are free
-        old = [None, *([self._score(portion) for portion in mini.ranks[self._rank]] for mini in plan.minibatches[1:])]
+        old = [
+            [self._score(portion) for portion in mini.ranks[self._rank]] if number else None for number, mini in enumerate(plan.minibatches)
+        ]
         references = self._reference_scores(plan)
-        tally = _Tally(self._device, self._skipped_in_a_row)
+        tally = Tally(self._device, self._skipped_in_a_row)
         for mini, old_logprobs, reference in zip(plan.minibatches, old, references, strict=True):
             self._step(mini, plan, old_logprobs, reference, tally)
         self._groups = {}
         self._skipped_in_a_row = tally.skipped_in_a_row
         metrics = tally.reduce()
+        if metrics["skipped"]:
+            logger.warning("rank %d: gradients are not finite, %d optimiser steps were skipped", self._rank, metrics["skipped"])
         metrics |= {"lr": plan.lr, "tokens": float(sum(item.length for item in plan.items)), "seconds": time.monotonic() - began}
         return metrics
 
@@ -154,7 +168,7 @@ class LearnerRank:
             return [[scored(self._collate(portion), temperature) for portion in mini.ranks[self._rank]] for mini in plan.minibatches]
 
     def _step(
-        self, mini: MiniBatch, plan: UpdatePlan, old: list[torch.Tensor] | None, reference: list[torch.Tensor] | None, tally: _Tally
+        self, mini: MiniBatch, plan: UpdatePlan, old: list[torch.Tensor] | None, reference: list[torch.Tensor] | None, tally: Tally
     ) -> None:
         portions = mini.ranks[self._rank]
         objective = self._objective if plan.loss == "grpo" else None
@@ -180,8 +194,6 @@ class LearnerRank:
             self._engine.zero_grad()
             skipped = True
         norm = self._engine.get_global_grad_norm()
-        if skipped:
-            logger.warning("rank %d: gradients are not finite, the optimiser step was skipped", self._rank)
         tally.step(0.0 if skipped or norm is None else float(norm), skipped)
 
     def _finite_gradients(self) -> bool:
@@ -200,6 +212,51 @@ class LearnerRank:
     def _row(self, item: Item) -> Row:
         return Row(self._groups[item.group].trajectories[item.trajectory].tokens, item.advantage)
 
+    # ------------------------------------------------------------------------------------------------ memory
+
+    def room(self) -> Room:
+        """Memory at rest, before the first step."""
+        self._meter.reset()
+        now = self._meter.now()
+        state = self._engine.basic_optimizer.state
+        unborn = [p for group in self._engine.basic_optimizer.param_groups for p in group["params"] if p not in state]
+        moments = sum(2 * p.numel() * p.element_size() for p in unborn if p.device.type == self._device.type)
+        caches = CACHE_BYTES if self._device.type == "cpu" else 0
+        return Room(self._meter.place, now.own, now.free, now.total, later=moments + caches)
+
+    def rehearse(self, tokens: int) -> int:
+        """Bytes in use at the peak of an update whose micro-batches are the worst of `tokens` tokens. Changes nothing.
+
+        Raises OutOfRoom.
+        """
+        self._meter.reset()
+        limits = worst_case.Limits.of(self._config, self._cache.geometry)
+        kept, self._cache = self._cache, PatchCache(self._cache.geometry)
+        try:
+            for rows in worst_case.batches(limits, tokens, self._policy.token_ids, self._cache.geometry):
+                self._rehearse(rows)
+        except torch.OutOfMemoryError as error:
+            raise OutOfRoom(f"rank {self._rank}: {error}") from None
+        finally:
+            self._cache = kept
+        peak = self._meter.peak()
+        self._meter.reset()
+        return peak
+
+    def _rehearse(self, rows: list[SealedTokens]) -> None:
+        """One step on rows whose advantage is not a number: its gradients are not finite, so it is skipped like any such step.
+
+        The micro-batch comes second: the first, empty, leaves the gradients behind that a later one finds in memory.
+        """
+        items = tuple(Item(0, i, math.nan, row.length, int(row.loss_mask.sum())) for i, row in enumerate(rows))
+        portions = (Portion(()), Portion(items, packed=self._config.learner.packing == "always"))
+        mini = MiniBatch((portions,) * self._config.learner.world_size, sum(i.sampled_tokens for i in items), len(items))
+        plan = UpdatePlan((mini,), "grpo", 0.0, self._config.learner.world_size)
+        self._groups = {0: worst_case.group(rows)}
+        (reference,) = self._reference_scores(plan)
+        self._step(mini, plan, None, reference, Tally(self._device, 0))
+        self._groups = {}
+
     # ------------------------------------------------------------------------------------------------ weights
 
     def _weights(self) -> Iterator[tuple[str, torch.Tensor]]:
@@ -208,14 +265,29 @@ class LearnerRank:
             with deepspeed.zero.GatheredParameters(list(weight.parameters), enabled=self._config.learner.zero_stage == 3):
                 yield weight.name, weight.value()
 
+    def _adapters(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The adapters' tensors, like `_weights`."""
+        for name, layer, parameters in adapters(self._policy):
+            with deepspeed.zero.GatheredParameters(list(parameters), enabled=self._config.learner.zero_stage == 3):
+                yield from adapter_of(layer).named(name)
+
     def publish(self, version: int) -> Iterator[Bucket]:
-        """Buckets of all weights in the engine's dtype (rank 0; a streaming generator, the caller owns what it yields)."""
-        dtype = getattr(torch, self._config.model.dtype)
+        """Buckets of all weights in the engine's dtype, or of the adapters in the learner's (rank 0; a streaming generator,
+        the caller owns what it yields)."""
         logger.info("publishing weights, version %d", version)
-        yield from buckets(self._weights(), dtype, self._config.learner.bucket_bytes)
+        size = self._config.learner.bucket_bytes
+        if self._config.learner.lora.sync == "adapter":
+            yield from buckets(self._adapters(), None, size)
+        else:
+            yield from buckets(self._weights(), getattr(torch, self._config.model.dtype), size)
+
+    def gather_published(self) -> None:
+        """The other ranks' side of `publish`."""
+        for _ in self._adapters() if self._config.learner.lora.sync == "adapter" else self._weights():
+            pass
 
     def gather(self) -> None:
-        """The other ranks' side of `publish` and `export`."""
+        """The other ranks' side of `export`."""
         for _ in self._weights():
             pass
 
@@ -232,111 +304,59 @@ class LearnerRank:
 
     # ------------------------------------------------------------------------------------------------ disk
 
-    def save(self, folder: str) -> None:
-        """Write a checkpoint; all ranks write their shards, rank 0 the rest, and then gives it its name."""
-        final, partial = Path(folder), Path(f"{folder}.partial")
-        if self._rank == 0:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-        dist.barrier()
-        self._engine.save_checkpoint(str(partial), tag=TAG, save_latest=False)
-        if self._rank == 0:
-            if self._reference is not None:
-                self._reference.save(partial)
-            (partial / "learner.json").write_text(json.dumps(self._signature() | {"reference": self._reference is not None}))
-        dist.barrier()
-        if self._rank == 0:
-            if final.exists():
-                shutil.rmtree(final)
-            partial.rename(final)
-        dist.barrier()
+    def save(self, folder: str, extra: dict[str, bytes]) -> Report:
+        """Write a checkpoint; all ranks write their shards, rank 0 the rest (`extra` too), and then gives it its name.
+
+        What goes wrong with the disk is in the report, and then nothing is left of the folder.
+        """
+        extra = extra | {"learner.json": json.dumps(self._signature() | {"reference": self._reference is not None}).encode()}
+        reference = self._reference.tensors() if self._reference is not None and self._rank == 0 else {}
+        mine = {"random": random_state(), "skipped_in_a_row": self._skipped_in_a_row}
+        return save_shards(self._engine, self._shards, Path(folder), self._rank, mine, reference, extra)
+
+    def check(self, folder: str) -> str:
+        """Why this rank's share of a whole checkpoint has not the content that was written; "" when it has."""
+        names = sorted(read_manifest(Path(folder)))
+        return damage(Path(folder), names[self._rank :: self._config.learner.world_size])
 
     def load(self, folder: str) -> None:
-        """Restore weights, optimiser and KL reference. Raises RankError when the checkpoint is of another shape."""
+        """Restore weights, optimiser, KL reference and random state. Raises RankError when the checkpoint is cut short or of another shape."""
         path = Path(folder)
         if not (path / "learner.json").is_file():
             raise RankError(f"{folder} is no learner checkpoint: it has no learner.json")
+        if said := complaint(path):
+            raise RankError(said)
         found, wanted = json.loads((path / "learner.json").read_text()), self._signature()
         has_reference = found.pop("reference")
         if found != wanted:
-            raise RankError(f"the checkpoint {folder} was written by {found}, this learner is {wanted}: set learner.* as it was")
+            other = ", ".join(
+                f"learner.{key} was {found.get(key)!r} and is {wanted[key]!r}" for key in wanted if found.get(key) != wanted[key]
+            )
+            raise RankError(f"the checkpoint {folder} is of another learner: {other}; set it as it was")
         self._engine.load_checkpoint(str(path), tag=TAG)
         if has_reference:
             self._reference = self._reference or self._make_reference()
             self._reference.load(path)
+        mine = load_own(path, self._rank)
+        self._skipped_in_a_row = mine["skipped_in_a_row"]
+        set_random_state(mine["random"])
 
     def _signature(self) -> dict[str, Any]:
+        """What a checkpoint's files depend on."""
         learner = self._config.learner
         return {
             "world_size": learner.world_size,
             "zero_stage": learner.zero_stage,
             "dtype": learner.dtype,
-            "lora_rank": learner.lora.rank,
+            "lora": {"rank": learner.lora.rank, "alpha": learner.lora.alpha, "targets": sorted(learner.lora.targets)},
             "freeze_vision": learner.freeze_vision,
         }
 
-    def export(self, folder: str) -> None:
-        """Write a model folder (rank 0): weights as safetensors, every other file of the base model beside them."""
-        final, partial = Path(folder), Path(f"{folder}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        base = _local_folder(self._model_path)
-        for pattern in SIDE_FILES:
-            for file in base.glob(pattern):
-                if not file.name.endswith(".index.json"):
-                    shutil.copy2(file, partial / file.name)
+    def export(self, folder: str, extra: dict[str, bytes]) -> str:
+        """Write a model folder (rank 0), `extra` files in it. Returns why it could not be written, or "": the ranks are well."""
         weights = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in self._weights()}
-        save_torch_state_dict(weights, partial)
-        config = json.loads((partial / "config.json").read_text())
-        config.pop("torch_dtype", None)
-        config["dtype"] = self._config.learner.dtype
-        (partial / "config.json").write_text(json.dumps(config, indent=2))
-        if final.exists():
-            shutil.rmtree(final)
-        partial.rename(final)
-
-
-class _Tally:
-    """Sums of metrics over micro-batches, reduced over ranks once an update; skipped steps count for nothing else."""
-
-    def __init__(self, device: torch.device, skipped_in_a_row: int) -> None:
-        self.skipped_in_a_row = skipped_in_a_row  # up to now, with those of earlier updates
-        self._longest = 0
-        self._sums = torch.zeros(len(METRICS), dtype=torch.float64, device=device)
-        self._current = torch.zeros_like(self._sums)
-        self._mismatch = torch.zeros(1, dtype=torch.float64, device=device)
-        self._norms: list[float] = []
-        self._skipped = 0
-
-    def add(self, sums: dict[str, torch.Tensor], maxima: dict[str, torch.Tensor]) -> None:
-        for position, name in enumerate(METRICS):
-            if name in sums:
-                self._current[position] += sums[name]
-        if "mismatch_max" in maxima:
-            self._mismatch = torch.maximum(self._mismatch, maxima["mismatch_max"].double().reshape(1))
-
-    def step(self, norm: float, skipped: bool) -> None:
-        self._skipped += skipped
-        self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
-        self._longest = max(self._longest, self.skipped_in_a_row)
-        if not skipped:
-            self._norms.append(norm)
-            self._sums += self._current
-        self._current.zero_()
-
-    def reduce(self) -> dict[str, float]:
-        """Means over the update's mini-batches. A collective."""
-        dist.all_reduce(self._sums)
-        dist.all_reduce(self._mismatch, op=dist.ReduceOp.MAX)
-        steps = max(len(self._norms), 1)
-        metrics = {name: float(value) / steps for name, value in zip(METRICS, self._sums.tolist(), strict=True)}
-        metrics["mismatch_max"] = float(self._mismatch)
-        metrics["grad_norm"] = sum(self._norms) / steps
-        metrics |= {"skipped": float(self._skipped), "skipped_in_a_row": float(self._longest)}
-        return metrics
-
-
-def _local_folder(model_path: str) -> Path:
-    """The folder of a model given by folder or hub id; only the small files are fetched."""
-    path = Path(model_path)
-    return path if path.is_dir() else Path(snapshot_download(model_path, allow_patterns=list(SIDE_FILES)))
+        try:
+            write_model(Path(folder), local_folder(self._model_path), weights, self._config.learner.dtype, extra)
+        except NotWritten as error:
+            return str(error)
+        return ""

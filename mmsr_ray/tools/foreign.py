@@ -51,6 +51,7 @@ _INVISIBLE = re.compile(
     "\ufff0-\ufffb\ufffe\uffff\ud800-\udfff\ue000-\uf8ff\U00013430-\U0001345f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
     "\U000e0000-\U0010ffff]"
 )
+_SPACE = re.compile(r"\s")
 _LINES = re.compile(r"\n\s*\n\s*\n+")
 _MARKUP = re.compile(
     r"</?(?=[a-z])(?:a|abbr|article|aside|b|big|blockquote|body|br|button|center|cite|code|dd|del|div|dl|dt|em|embed|figcaption|figure|font|footer"
@@ -74,14 +75,16 @@ def clean_text(text: object, limit: int) -> str:
 
 
 def _plain(text: str, control: str) -> str:
-    return _MARKUP.sub("", _INVISIBLE.sub("", _CONTROL.sub(control, text)))
+    if not (text.isascii() and text.isprintable()):  # most lines are
+        text = _INVISIBLE.sub("", _CONTROL.sub(control, text))
+    return _MARKUP.sub("", text) if "<" in text else text
 
 
 def web_url(url: object) -> str:
     """The URL when it is a plausible http(s) one, else "". Characters that no URL has, such as <, are percent-encoded."""
     if not isinstance(url, str) or len(url) > URL_CHARS or not url.startswith(("http://", "https://")):
         return ""
-    if _CONTROL.search(url) or _INVISIBLE.search(url) or any(c.isspace() for c in url):
+    if _SPACE.search(url) or (not (url.isascii() and url.isprintable()) and (_CONTROL.search(url) or _INVISIBLE.search(url))):
         return ""
     escaped = _URL_ESCAPES.sub(lambda found: f"%{ord(found.group()):02X}", url)
     try:

@@ -11,11 +11,11 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 from mmsr_ray.config import PriceConfig
 from mmsr_ray.tools.errors import ProviderError
-from mmsr_ray.tools.providers.base import Usage
+from mmsr_ray.tools.providers.base import Page, Summary, Usage
 from mmsr_ray.tools.purse import NANO, Grant, Purse, highest, price_of
 from mmsr_ray.types import ToolFailure
 
@@ -23,14 +23,6 @@ logger = logging.getLogger(__name__)
 
 _LEASED_REQUESTS = 16  # one lease pays for so many of the highest price
 _IDLE_SECONDS = 1.0
-
-
-@runtime_checkable
-class Billed(Protocol):
-    """An answer that says what its service counted."""
-
-    @property
-    def usage(self) -> Usage: ...
 
 
 class Bank(Protocol):
@@ -65,7 +57,7 @@ class Bill:
 
     def answered(self, value: object) -> None:
         """The service answered with `value`; "nothing found" is an answer."""
-        self.cost = price_of(self._price, value.usage if isinstance(value, Billed) else Usage())
+        self.cost = price_of(self._price, value.usage if isinstance(value, Page | Summary) else Usage())
 
 
 class Till:

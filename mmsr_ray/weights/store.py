@@ -12,6 +12,7 @@ from typing import Any, cast
 import ray
 from ray import ObjectRef
 from ray.actor import ActorHandle
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 VERSIONS_KEPT = 2
 NO_VERSION = -1
@@ -71,8 +72,11 @@ def store_name(run: str) -> str:
 
 
 def start_store(name: str, namespace: str) -> ActorHandle:
-    """A new, empty store that lives as long as the caller keeps the handle. Raises ValueError where the name is taken."""
-    return cast(ActorHandle, WeightStore.options(name=name, namespace=namespace).remote())
+    """A new, empty store on this node that lives as long as the caller keeps the handle. Raises ValueError where the name is taken."""
+    here = NodeAffinitySchedulingStrategy(
+        ray.get_runtime_context().get_node_id(), soft=False
+    )  # soft would let it spill to a node that may be lost alone
+    return cast(ActorHandle, WeightStore.options(name=name, namespace=namespace, scheduling_strategy=here).remote())
 
 
 def find_store(name: str, namespace: str) -> ActorHandle:

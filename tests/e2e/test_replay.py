@@ -30,7 +30,15 @@ from mmsr_ray.tools.actor import RemoteTools, start_tools, stop_tools
 
 pytestmark = pytest.mark.heavy
 RECIPE = Path(__file__).parents[2] / "jobs" / "configs" / "atlas.yaml"
-DIFFERS = {"seconds", "seconds_left", "tokens_per_second", "tools", "cost_usd", "saved_usd"}  # times, and what the tools did for it
+DIFFERS = {
+    "seconds",
+    "response_seconds",
+    "seconds_left",
+    "tokens_per_second",
+    "tools",
+    "cost_usd",
+    "saved_usd",
+}  # times, and what the tools did for it
 
 
 @pytest.fixture(scope="module")

@@ -82,7 +82,7 @@ def record(step: int) -> dict[str, object]:
         "accuracy": 0.4,
         "by_need": {"image_required": 1.0},
         "length_mean": 160.0,
-        "seconds": {"rollout": 2.0, "learn": 1.0, "sync": 0.1, "total": 3.5, "generate": 0.4, "tools": 0.2},
+        "seconds": {"rollout": 2.4, "generate": 1.2, "tools": 0.9, "idle": 0.3, "learn": 1.0, "sync": 0.1, "total": 3.5},
         "kl": None,
     }
 
@@ -224,6 +224,13 @@ def test_curves_take_the_page_colour_and_leave_out_what_is_not_there() -> None:
     assert "Distance and spread of the policy" not in drawn
     assert all("currentColor" in svg and "#010203" not in svg and svg.startswith("<svg") for svg in drawn.values())
     assert curves([]) == []
+
+
+def test_steps_that_were_evaluated_make_a_curve_of_their_own() -> None:
+    evaluation = {"on_demand": {"accuracy": 0.5, "search_ratio_calls": 0.25}, "best_accuracy": 0.5, "best_step": 2}
+    records = [record(1), {**record(2), "evaluation": evaluation}, record(3), {**record(4), "evaluation": {"failed": 1.0}}]
+    assert [curve.title for curve in curves(records)][:2] == ["Reward and accuracy", "Evaluated while training"]
+    assert "Evaluated while training" not in [curve.title for curve in curves(records[2:])]
 
 
 def test_smoothing_and_columns() -> None:
