@@ -112,7 +112,7 @@ class Watch(TrainerCallback):
         plan: list[tuple[float, int]] = [(0.0, threads) for threads in self._tries for _ in range(rounds + 1)]  # 0: the best
         for latency in latencies:
             # one call after another: where that takes long, one step is exact enough
-            plan += [(latency, 0)] * (1 if rollouts * latency > 5 else rounds)
+            plan += [(latency, 0)] * (1 if rollouts * latency > 10 else rounds)
         self._plan, self._slow = plan, dict[float, list[float]]()
         self._began = 0.0
 

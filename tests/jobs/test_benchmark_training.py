@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -41,7 +42,10 @@ def test_what_does_not_fit_into_a_turn_is_an_error(codec: Codec) -> None:
         answer(codec.encode_turn, "Anna Boris " * TURN_TOKENS)
 
 
-@pytest.mark.skipif(find_spec("trl") is None, reason="the extra `bench` is not installed")
+with_trl = pytest.mark.skipif(find_spec("trl") is None, reason="the extra `bench` is not installed")
+
+
+@with_trl
 def test_trl_reads_our_grammar_and_writes_our_messages(codec: Codec, tiny_model: Path) -> None:
     from trl.chat_template_utils import (  # type: ignore[import-not-found]
         is_chat_template_prefix_preserving,
@@ -81,6 +85,26 @@ def test_trl_reads_our_grammar_and_writes_our_messages(codec: Codec, tiny_model:
     )
     suffix = tokenizer.encode(f"\n{told}", add_special_tokens=False)  # after the end of the turn
     assert suffix == ours.compact_ids()[before:]
+
+
+@with_trl
+def test_trl_gets_the_threads_that_serve_it_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    from jobs import benchmark_trl_training
+
+    clock, threads, latencies = [0.0], [0], list[float]()
+    monkeypatch.setattr(benchmark_trl_training.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(benchmark_trl_training.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(benchmark_trl_training.torch, "set_num_threads", lambda n: threads.__setitem__(0, n))
+    monkeypatch.setattr(benchmark_trl_training, "set_latency", latencies.append)
+    watch = benchmark_trl_training.Watch([0.2, 1.0], rounds=2, rollouts=32)
+    watch.on_train_begin()
+    for step in range(1, watch.steps + 1):
+        warm = 0.0 if latencies[-1] or step in (2, 3, 5, 6) else 50.0  # the first with so many threads
+        clock[0] += warm + 10.0 / threads[0] + latencies[-1]
+        watch.on_step_end(None, SimpleNamespace(global_step=step), None)
+    assert latencies == [0.0] * 6 + [0.2] * 2 + [1.0]  # 32 calls of a second in a row are long enough
+    assert watch.threads == 2
+    assert watch.seconds == {0.0: [5.0, 5.0], 0.2: [pytest.approx(5.2)] * 2, 1.0: [pytest.approx(6.0)]}
 
 
 def record(**other: Any) -> dict[str, Any]:
