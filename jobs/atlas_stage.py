@@ -70,7 +70,7 @@ def make_demonstrations(config: Config) -> list[tuple[ObjectRef, list[Item]]]:
 def items_of(group: Group) -> list[Item]:
     """Every trajectory of a group as a thing to imitate."""
     return [
-        Item(0, number, 1.0, t.tokens.length, int(t.tokens.loss_mask.sum()), len(t.tokens.pictures))
+        Item(0, number, 1.0, t.tokens.length, int(t.tokens.loss_mask.sum()), len(t.tokens.pictures), t.tokens.patches)
         for number, t in enumerate(group.trajectories)
     ]
 

@@ -3,12 +3,13 @@
     python jobs/benchmark.py suite=rollout [check=true] [--config jobs/configs/atlas.yaml] [key=value ...]
 
 Suites: `rollout` (the runner against bare vLLM; what slow tools cost a step), `weights` (seconds of a weight update, growth
-of the object store), `tools` (what the tool plane adds to slow services, and TRL's tool loop beside ours), `faults` (training
-with broken services against training with sound ones, three seeds, about 25 minutes), `asynchrony` (synchronous training
-against asynchronous and in-flight updates under slow tools), `recovery` (seconds from each kind of kill to the next finished
-step), `growth` (where time or memory stops being flat: prompts, trajectories in flight, runners), `gpu` (the learner's compute core;
-needs one GPU). With check=true a ratio that is a tenth worse than the committed one under tests/baselines fails. Rows are
-those of the design, section 6: ratio is value / reference_value.
+of the object store), `tools` (what the tool plane adds to slow services, and TRL's tool loop beside ours), `training` (whole
+GRPO steps beside TRL's), `faults` (training with broken services against training with sound ones, three seeds, about 25
+minutes), `asynchrony` (synchronous training against asynchronous and in-flight updates under slow tools), `recovery` (seconds
+from each kind of kill to the next finished step), `growth` (where time or memory stops being flat: prompts, trajectories in
+flight, runners), `learner` (its compute core on this CPU, packed against padded, balanced ranks against unbalanced ones),
+`gpu` (the learner's compute core; needs one GPU). With check=true a ratio that is a tenth worse than the committed one under
+tests/baselines fails. Rows are those of the design, section 6: ratio is value / reference_value.
 """
 
 from __future__ import annotations
@@ -40,10 +41,13 @@ from jobs.benchmark_asynchrony import asynchrony
 from jobs.benchmark_faults import SETTINGS as FAULTS_SETTINGS
 from jobs.benchmark_faults import faults
 from jobs.benchmark_growth import growth
+from jobs.benchmark_learner import learner
 from jobs.benchmark_recovery import SETTINGS as RECOVERY_SETTINGS
 from jobs.benchmark_recovery import recovery
 from jobs.benchmark_rows import row
 from jobs.benchmark_tools import tools
+from jobs.benchmark_training import SETTINGS as TRAINING_SETTINGS
+from jobs.benchmark_training import training
 from jobs.connect import connect
 from jobs.run_folder import with_absolute_paths
 from mmsr_ray.algorithms.grpo_config import GRPOConfig
@@ -171,9 +175,18 @@ def gpu(config: Config) -> list[dict[str, Any]]:
 
 Suite = Callable[[Config], list[dict[str, Any]]]
 ON_ATLAS: dict[str, Suite] = {"rollout": rollout, "weights": weights, "growth": growth}  # Ray and the Atlas web run around them
-BY_THEMSELVES: dict[str, Suite] = {"tools": tools, "faults": faults, "asynchrony": asynchrony, "recovery": recovery, "gpu": gpu}
+BY_THEMSELVES: dict[str, Suite] = {
+    "tools": tools,
+    "training": training,
+    "faults": faults,
+    "asynchrony": asynchrony,
+    "recovery": recovery,
+    "learner": learner,
+    "gpu": gpu,
+}
 SUITES = ON_ATLAS | BY_THEMSELVES
 SETTINGS = {  # of a suite, over the config's and under the command line's
+    "training": TRAINING_SETTINGS,
     "faults": FAULTS_SETTINGS,
     "asynchrony": ASYNCHRONY_SETTINGS,
     "recovery": RECOVERY_SETTINGS,

@@ -127,7 +127,7 @@ def prompts(count: int) -> list[list[dict[str, Any]]]:
     return [[{"role": "user", "content": content}] for _ in range(count)]
 
 
-def _set_latency(seconds: float) -> None:
+def set_latency(seconds: float) -> None:
     """A call takes `seconds`: three fifths for the search, a fifth for the page and for its summary."""
     request = urllib.request.Request(f"{BASE}/latency/{0.6 * seconds}/{0.2 * seconds}", method="PUT")
     with urllib.request.urlopen(request, timeout=10):
@@ -165,11 +165,11 @@ def main() -> int:
     found = []
     for name, tool in (("sync", search_web), ("async", search_web_async)):
         made = trainer(args.model, tool)
-        _set_latency(0.0)
+        set_latency(0.0)
         play(made, 2)
         for rollouts in args.rollouts:
             for latency in args.latency:
-                _set_latency(latency)
+                set_latency(latency)
                 rounds = 1 if rollouts * latency > 5 else args.rounds  # one call after another: it takes long enough to be exact
                 seconds = [play(made, rollouts) for _ in range(rounds)]
                 found.append({"tool": name, "rollouts": rollouts, "latency": latency, "seconds": seconds})

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import ray
@@ -28,7 +28,8 @@ logger = logging.getLogger(__name__)
 PATIENCE_SECONDS = 50.0  # for nodes that are starting by hand, where no autoscaler runs
 TELL_SECONDS = 60.0
 GCS_SECONDS = 10.0
-READONLY = "node_"  # without an autoscaler Ray calls each node a type of its own, named for its id
+FIRST_STATUS = "__autoscaling_status"  # key of the first autoscaler's report in Ray's store
+READONLY = "node_"
 REMEDY = "lower rollout.num_runners, learner.world_size or what each of them asks for, or start Ray with more"
 
 
@@ -79,22 +80,27 @@ def autoscaler_runs() -> bool:
     try:
         reply = GetClusterStatusReply()
         reply.ParseFromString(GcsClient(ray.get_runtime_context().gcs_address).get_cluster_status(timeout_s=GCS_SECONDS))
-        legacy = _internal_kv_get("__autoscaling_status")
+        status = _internal_kv_get(FIRST_STATUS)
     except (RayError, OSError) as error:
         logger.warning("whether an autoscaler runs is not known: %s", error)
         return False
-    types = legacy_node_types(json.loads(legacy) if legacy else {})
-    if reply.autoscaling_state.autoscaler_state_version > 0:
-        types += [node.ray_node_type_name for node in reply.cluster_resource_state.node_states]
-    return scales(types)
+    state = reply.autoscaling_state
+    types = [node.ray_node_type_name for node in reply.cluster_resource_state.node_states]
+    pending = len(state.pending_instances) + len(state.pending_instance_requests)
+    return first_scales(json.loads(status) if status else {}) or second_scales(state.autoscaler_state_version, types, pending)
 
 
-def legacy_node_types(status: dict[str, Any]) -> list[str]:
-    """Names of node types in what the first autoscaler writes of itself; empty where it does not run."""
-    report = status.get("autoscaler_report") or {}
-    return [name for key in ("active_nodes", "idle_nodes") for name in report.get(key) or {}]
+def first_scales(status: Mapping[str, Any]) -> bool:
+    """By what the first autoscaler writes of itself. Without a config it only watches, and calls each node a type named for its id."""
+    report = status.get("autoscaler_report")
+    if report is None:
+        return False
+    return not any(name.startswith(READONLY) for key in ("active_nodes", "idle_nodes") for name in report.get(key) or {})
 
 
-def scales(node_types: Iterable[str]) -> bool:
-    """Are these the node types of a cluster that somebody configured to grow?"""
-    return any(name and not name.startswith(READONLY) for name in node_types)
+def second_scales(version: int, node_types: Iterable[str], pending: int) -> bool:
+    """By what the second autoscaler reports. `version` is 0 where it does not run; where it only watches, nodes have no type.
+
+    `pending`: nodes that it is starting.
+    """
+    return version > 0 and (pending > 0 or any(node_types))

@@ -36,13 +36,13 @@ def warm_start(config: Config, make: Callable[[], Demonstrations], version: str,
             starting = pool.submit(learners.start)
             demonstrations = make()
             starting.result()
+        learners.find_micro_batch()
         metrics = train_sft(
             learners,
             demonstrations,
             config.sft,
             config.run.seed,
             on_step=lambda step, values: on_step(step, config.sft.steps, values["loss"]),
-            learner=config.learner,
         )
         learners.export(target)
     finally:

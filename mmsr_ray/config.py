@@ -18,6 +18,10 @@ from mmsr_ray.evaluation.settings import EvaluationConfig
 from mmsr_ray.evaluation.settings import complaint as evaluation_complaint
 from mmsr_ray.learner.objective import LossConfig
 from mmsr_ray.learner.objective import complaint as loss_complaint
+from mmsr_ray.learner.settings import LearnerConfig
+from mmsr_ray.learner.settings import complaint as learner_complaint
+from mmsr_ray.observability.trackers.settings import TrackingConfig
+from mmsr_ray.observability.trackers.settings import complaint as tracking_complaint
 from mmsr_ray.rewards.settings import RewardConfig
 from mmsr_ray.rewards.settings import complaint as reward_complaint
 from mmsr_ray.rollout.update import complaint as update_complaint
@@ -36,7 +40,8 @@ class RunConfig:
     dir: str = "runs"
     seed: int = 0
     namespace: str = "mmsr"  # Ray namespace of the run's named actors
-    trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
+    trackers: list[str] = field(default_factory=lambda: ["tensorboard"])  # tensorboard (always), wandb, mlflow
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 
 @dataclass
@@ -171,39 +176,6 @@ class RolloutConfig:
 
 
 @dataclass
-class LoRAConfig:
-    """Low-rank adapters on the language model (arXiv 2106.09685). Everything else is frozen."""
-
-    rank: int = 0  # 0: no adapters, all weights learn
-    alpha: int = 32
-    targets: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"])
-
-
-@dataclass
-class LearnerConfig:
-    world_size: int = 2
-    cpus_per_rank: float = 1.0
-    gpus_per_rank: float = 0.0
-    zero_stage: int = 2
-    dtype: str = "float32"  # of compute: float32 | bfloat16 (fp32 master weights)
-    device: str = "auto"  # auto | cpu | cuda
-    micro_batch_tokens: int = 8_192  # padded tokens of one micro-batch of one rank
-    packing: str = "auto"  # auto | never | always
-    gradient_checkpointing: bool = False
-    freeze_vision: bool = False  # the vision tower keeps its weights
-    lora: LoRAConfig = field(default_factory=LoRAConfig)
-    offload: str = "none"  # none | optimizer | all: what ZeRO keeps in host memory ("all" adds the weights; stage 3 only)
-    reference: str = "device"  # device | host: where the frozen model of the KL term rests; adapters need none
-    threads: int = 1
-    weight_decay: float = 0.01
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    grad_clip: float = 1.0
-    bucket_bytes: int = 512 << 20
-    update_seconds: float = 1800.0  # deadline of one update
-    start_seconds: float = 600.0
-
-
-@dataclass
 class GRPOSettings:
     steps: int = 50
     groups_per_step: int = 512
@@ -334,6 +306,8 @@ def _require(ok: bool, sentence: str) -> None:
 
 def validate(c: Config) -> None:
     """Refuse what cannot run, before anything starts. Raises ConfigError."""
+    said = tracking_complaint(c.run.trackers, c.run.tracking)
+    _require(not said, said)
     _require(c.agent.max_turns >= 1, "agent.max_turns must be at least 1")
     _require(c.agent.topk >= 1, "agent.topk must be at least 1")
     _require(
@@ -377,16 +351,8 @@ def validate(c: Config) -> None:
         _require(min(prices) >= 0, f"tools.{name}.price must not be negative: it is what the service charges, in USD")
     _require(c.model.dtype in ("bfloat16", "float32", "float16"), f"model.dtype={c.model.dtype!r}: choose bfloat16, float32 or float16")
     _require(c.model.min_pixels <= c.model.max_pixels, "model.min_pixels exceeds model.max_pixels")
-    _require(c.learner.zero_stage in (0, 1, 2, 3), f"learner.zero_stage={c.learner.zero_stage}: choose 0, 1, 2 or 3")
-    _require(c.learner.lora.rank >= 0, "learner.lora.rank must be 0 (no adapters) or more")
-    _require(c.learner.reference in ("device", "host"), f"learner.reference={c.learner.reference!r}: choose device or host")
-    _require(c.learner.offload in ("none", "optimizer", "all"), f"learner.offload={c.learner.offload!r}: choose none, optimizer or all")
-    _require(
-        c.learner.offload == "none" or c.learner.zero_stage == 3 or (c.learner.offload == "optimizer" and c.learner.zero_stage > 0),
-        f"learner.offload={c.learner.offload} needs learner.zero_stage 3, or 1 and more for the optimizer alone",
-    )
-    _require(c.learner.world_size >= 1, "learner.world_size must be at least 1")
-    _require(c.learner.packing in ("auto", "never", "always"), f"learner.packing={c.learner.packing!r}: choose auto, never or always")
+    said = learner_complaint(c.learner)
+    _require(not said, said)
     _require(c.rollout.num_runners >= 1, "rollout.num_runners must be at least 1")
     _require(
         c.rollout.max_runners == 0 or c.rollout.max_runners >= c.rollout.num_runners,

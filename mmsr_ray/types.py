@@ -216,6 +216,11 @@ class SealedTokens:
     def length(self) -> int:
         return int(self.ids.shape[0])
 
+    @property
+    def patches(self) -> int:
+        """Patches of all pictures."""
+        return int(self.grids.prod(axis=1).sum())
+
 
 @dataclass(frozen=True, slots=True)
 class Reward:
@@ -284,6 +289,7 @@ class TrajectorySummary:
     need: Need | None = None
     source: str = ""
     out_of_money: bool = False  # ended by ToolFailure.BUDGET
+    patches: int = 0  # of all pictures, as the vision tower takes them
 
 
 @dataclass(frozen=True, slots=True)

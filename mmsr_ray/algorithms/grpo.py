@@ -48,9 +48,8 @@ from mmsr_ray.evaluation.rows import measure_rows
 from mmsr_ray.learner.durable import NotWritten
 from mmsr_ray.learner.group import LearnerError
 from mmsr_ray.learner.objective import longest_answer, resolve
-from mmsr_ray.learner.plan import Item, plan_update
+from mmsr_ray.learner.plan import Item
 from mmsr_ray.learner.schedule import learning_rate
-from mmsr_ray.observability.trackers import Trackers
 from mmsr_ray.tools.errors import BudgetSpent
 from mmsr_ray.types import GroupSummary
 
@@ -82,7 +81,6 @@ class GRPO(Algorithm):
         logger.info("objective: %s", self.objective)
         self.folder = Path(self.c.run.dir, self.c.run.name).absolute()
         self.metrics_file = MetricsFile(self.folder / "metrics.jsonl")
-        self._trackers: Trackers | None = None  # from the first record on: what is drawn of later steps is then superseded
         self.finished_steps = 0
         self.version = 0
         self._failed_in_a_row = 0
@@ -180,15 +178,7 @@ class GRPO(Algorithm):
             decay_ratio=self.c.grpo.lr_decay_ratio,
             decay_at=self.c.grpo.lr_decay_at,
         )
-        plan = plan_update(
-            self._items(groups),
-            world_size=self.c.learner.world_size,
-            micro_batch_tokens=self.c.learner.micro_batch_tokens,
-            minibatches=self.c.grpo.minibatches,
-            packing=self.c.learner.packing,
-            loss="grpo",
-            lr=rate,
-        )
+        plan = self.parts.learners.plan(self._items(groups), minibatches=self.c.grpo.minibatches, loss="grpo", lr=rate)
         references = [entry.result.group for entry in batch]
         if self.c.grpo.staleness == 0:
             return {"lr": rate, **self.parts.learners.update(plan, references)}
@@ -204,7 +194,7 @@ class GRPO(Algorithm):
             rewards = [t.reward for t in group.trajectories]
             advantages = group_advantages(rewards, baseline=self.objective.baseline, normalise=self.objective.normalise)
             for index, (row, advantage) in enumerate(zip(group.trajectories, advantages, strict=True)):
-                items.append(Item(number, index, float(advantage), row.length, row.sampled_tokens, row.pictures))
+                items.append(Item(number, index, float(advantage), row.length, row.sampled_tokens, row.pictures, row.patches))
         return items
 
     # ------------------------------------------------------------------------------------------------ weights and health
@@ -259,22 +249,10 @@ class GRPO(Algorithm):
             record["evaluation"] = self.during.record(self.finished_steps, self.version, self._actors())
             record["seconds"]["evaluation"] = record["evaluation"].pop("seconds")
             self.spending.look()  # what an evaluation asks for is no step's
-        self._write(record)
+        self.metrics_file.append(record)
         self._log_to_rllib(record)
         self.keeper.keep([entry.result.group for entry in batch[: self.c.grpo.groups_kept]], self.finished_steps)
         self._alarm(record)
-
-    def _write(self, record: dict[str, Any]) -> None:
-        if self._trackers is None:
-            self.metrics_file.truncate(self.finished_steps - 1)
-            self._trackers = Trackers(self.c.run.trackers, self.folder, first_step=self.finished_steps)
-        self.metrics_file.append(record)
-        self._trackers.log(self.finished_steps, record)
-
-    def _close_trackers(self) -> None:
-        if self._trackers is not None:
-            self._trackers.close()
-            self._trackers = None
 
     def _log_to_rllib(self, record: dict[str, Any]) -> None:
         for name, value in record.items():
@@ -350,7 +328,6 @@ class GRPO(Algorithm):
         self.spending.recent = state.get("spending", [])  # checkpoints of before the tools had prices have none
         self.ledger.restart(self.version, self.c.grpo.steps - self.finished_steps)
         self.metrics_file.truncate(state["step"])
-        self._close_trackers()
         self._last_state = state
         self._publish()
 
@@ -400,5 +377,4 @@ class GRPO(Algorithm):
         if "parts" in self.__dict__:  # setup may have failed before
             self.keeper.finish()
             self.spending.look()
-            self._close_trackers()
             self.parts.stop()

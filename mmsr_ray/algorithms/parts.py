@@ -101,6 +101,7 @@ def start(config: Config, rllib: GRPOConfig, *, logdir: str | None, trial: str |
             learning = pool.submit(start_learners, config, learners)
             runners.wait_until_up()
             learning.result()
+        learners.find_micro_batch()  # now that the engines hold the memory that they will hold
         runners.grow(max(config.rollout.max_runners - config.rollout.num_runners, 0))
     except BaseException:
         parts.stop()

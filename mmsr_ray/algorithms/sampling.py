@@ -32,6 +32,7 @@ from mmsr_ray.types import GroupSummary
 
 logger = logging.getLogger(__name__)
 
+SPILLED = "disk"  # in place of a node's id: Ray does not say whose disk
 LATE_GRACE_SECONDS = 60.0  # beyond the runner's own deadline of a group
 
 
@@ -212,7 +213,7 @@ class Sampler:
 
     def _arrive(self, flight: _Flight, summary: GroupSummary) -> None:
         """An elastic runner's group was fetched, or is lost."""
-        if ray.get_runtime_context().get_node_id() in _nodes([flight.group])[0]:
+        if {ray.get_runtime_context().get_node_id(), SPILLED} & _nodes([flight.group])[0]:
             self._ledger.complete(flight.entry, ReadyGroup(summary, flight.group, stored=True))
         else:
             logger.warning("the group of prompt %s is lost with its elastic runner's node: requeued", flight.entry.ticket.uid)
@@ -234,7 +235,7 @@ class Sampler:
 
     def _requeue_vanished(self, batch: list[Entry]) -> bool:
         """Groups that were ready on a node that is gone: their prompts come again. False when all of the batch is there."""
-        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]} | {SPILLED}
         nodes = _nodes([entry.result.group for entry in batch])
         gone = [entry for entry, at in zip(batch, nodes, strict=True) if entry.result.stored and not at & alive]
         for entry in gone:
@@ -258,4 +259,4 @@ class Sampler:
 def _nodes(groups: list[ObjectRef]) -> list[set[str]]:
     """Ids of the nodes that hold each, as far as this process, their owner, knows: it learns of a lost node within seconds."""
     found = get_object_locations(groups)
-    return [set(found[group]["node_ids"]) for group in groups]
+    return [set(found[group]["node_ids"]) | ({SPILLED} if found[group]["did_spill"] else set()) for group in groups]

@@ -15,9 +15,9 @@ from dataclasses import replace
 import numpy as np
 from ray import ObjectRef
 
-from mmsr_ray.config import LearnerConfig, SFTConfig
+from mmsr_ray.config import SFTConfig
 from mmsr_ray.learner.group import LearnerGroup
-from mmsr_ray.learner.plan import Item, plan_update
+from mmsr_ray.learner.plan import Item
 from mmsr_ray.learner.schedule import learning_rate
 
 logger = logging.getLogger(__name__)
@@ -55,12 +55,10 @@ def train_sft(
     config: SFTConfig,
     seed: int,
     on_step: OnStep | None = None,
-    *,
-    learner: LearnerConfig,
 ) -> dict[str, float]:
     """Train a started LearnerGroup for `config.steps` steps of `config.batch_size` trajectories.
 
-    `learner` is the group's own configuration. `on_step(step, metrics)` is called after every step (from 1), with at least loss, lr, seconds and seconds_left.
+    `on_step(step, metrics)` is called after every step (from 1), with at least loss, lr, seconds and seconds_left.
     Returns the metrics of the last step, with "seconds" of the whole and "loss_mean" over the last tenth.
     Raises SFTError without demonstrations, and what LearnerGroup.update raises.
     """
@@ -73,15 +71,7 @@ def train_sft(
         numbers = sorted({number for number, _ in batch})
         place = {number: i for i, number in enumerate(numbers)}
         items = [replace(demonstrations[number][1][i], group=place[number], advantage=1.0) for number, i in batch]
-        plan = plan_update(
-            items,
-            world_size=learner.world_size,
-            micro_batch_tokens=learner.micro_batch_tokens,
-            minibatches=1,
-            packing=learner.packing,
-            loss="sft",
-            lr=rate,
-        )
+        plan = group.plan(items, minibatches=1, loss="sft", lr=rate)
         at = time.monotonic()
         metrics = {**group.update(plan, [demonstrations[number][0] for number in numbers]), "lr": rate}
         losses.append(metrics["loss"])

@@ -28,7 +28,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from mmsr_ray.learner.batch import MicroBatch, Row
 from mmsr_ray.learner.model import Policy, wrap
 from mmsr_ray.learner.pictures import PatchCache, VisionGeometry
-from mmsr_ray.learner.plan import Item, MiniBatch, plan_update
+from mmsr_ray.learner.plan import Item, MiniBatch, Portion, plan_update
 from mmsr_ray.learner.step import collate_portion, contribution
 from mmsr_ray.types import Picture, SealedTokens
 
@@ -62,8 +62,8 @@ SHAPES = {
 }
 
 
-def build(shape: Shape, device: torch.device, *, checkpointing: bool) -> Policy:
-    """Policy of a released shape with random weights, in bfloat16, made on the device."""
+def build(shape: Shape, device: torch.device, *, checkpointing: bool, dtype: torch.dtype = torch.bfloat16) -> Policy:
+    """Policy of a shape with random weights, made on the device."""
     head = shape.hidden // shape.heads
     config = Qwen2_5_VLConfig(
         text_config={
@@ -96,10 +96,10 @@ def build(shape: Shape, device: torch.device, *, checkpointing: bool) -> Policy:
         vision_start_token_id=VISION_START,
         vision_end_token_id=VISION_END,
         tie_word_embeddings=shape.tied,
-        dtype="bfloat16",
+        dtype=str(dtype).removeprefix("torch."),
     )
     default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)
+    torch.set_default_dtype(dtype)
     try:
         with device:
             hf = Qwen2_5_VLForConditionalGeneration(config)
@@ -124,29 +124,39 @@ def make_rows(count: int, vocabulary: int, *, group: int = 8, scale: int = 1, se
     rows = []
     for number in range(count):
         kind = number % 3
-        pictures = [_picture(PICTURE_SIDE // scale, number // group)]
-        if kind:
-            pictures += [_picture(THUMBNAIL_SIDE // scale, 10_000 + number // group * THUMBNAILS + i) for i in range(THUMBNAILS)]
+        sides = [PICTURE_SIDE // scale] + [THUMBNAIL_SIDE // scale] * (THUMBNAILS if kind else 0)
+        names = [number // group, *(10_000 + number // group * THUMBNAILS + i for i in range(len(sides) - 1))]
         text = (int(rng.integers(300, 600)) + (0, 300, int(rng.integers(1500, 4000)))[kind]) // scale
         sampled = min(int(rng.integers(100, 400)) // scale + 1, text // 2)
-        ids: list[int] = []
-        for picture in pictures:
-            side = (PICTURE_SIDE if picture is pictures[0] else THUMBNAIL_SIDE) // scale
-            ids += [VISION_START, *[IMAGE_PAD] * (side // 28) ** 2, VISION_END]
-        ids += rng.integers(100, min(vocabulary, 100_000), text).tolist()
-        mask = np.zeros(len(ids), dtype=bool)
-        mask[-sampled:] = True
-        grids = [(1, s // 14, s // 14) for s in [PICTURE_SIDE // scale] + [THUMBNAIL_SIDE // scale] * (len(pictures) - 1)]
-        tokens = SealedTokens(
-            ids=np.array(ids, dtype=np.int32),
-            loss_mask=mask,
-            logprobs=np.zeros(len(ids), dtype=np.float32),
-            versions=np.where(mask, 0, -1).astype(np.int32),
-            grids=np.array(grids, dtype=np.int32),
-            pictures=tuple(pictures),
-        )
-        rows.append(Row(tokens, 1.0))
+        rows.append(make_row(rng, list(zip(sides, names, strict=True)), text, sampled, vocabulary))
     return rows
+
+
+def make_row(rng: np.random.Generator, pictures: list[tuple[int, int]], text: int, sampled: int, vocabulary: int) -> Row:
+    """One row: pictures given as (side in pixels, seed), then `text` tokens whose last `sampled` are the answer."""
+    ids: list[int] = []
+    for side, _ in pictures:
+        ids += [VISION_START, *[IMAGE_PAD] * (side // 28) ** 2, VISION_END]
+    ids += rng.integers(100, min(vocabulary, 100_000), text).tolist()
+    mask = np.zeros(len(ids), dtype=bool)
+    mask[-sampled:] = True
+    tokens = SealedTokens(
+        ids=np.array(ids, dtype=np.int32),
+        loss_mask=mask,
+        logprobs=np.zeros(len(ids), dtype=np.float32),
+        versions=np.where(mask, 0, -1).astype(np.int32),
+        grids=np.array([(1, side // 14, side // 14) for side, _ in pictures], dtype=np.int32).reshape(-1, 3),
+        pictures=tuple(_picture(side, seed) for side, seed in pictures),
+    )
+    return Row(tokens, 1.0)
+
+
+def items_of(rows: list[Row]) -> list[Item]:
+    """Each row as a group of its own."""
+    return [
+        Item(i, 0, 1.0, row.tokens.length, int(row.tokens.loss_mask.sum()), len(row.tokens.pictures), row.tokens.patches)
+        for i, row in enumerate(rows)
+    ]
 
 
 def model_flops(shape: Shape, rows: list[Row], batches: list[MicroBatch]) -> float:
@@ -176,8 +186,7 @@ def measure(
     policy: Policy, shape: Shape, rows: list[Row], device: torch.device, *, packing: str, tokens: int, passes: int
 ) -> dict[str, Any]:
     """One layout: seconds of a pass over all rows (median), tokens/s, MFU and peak memory."""
-    items = [Item(i, 0, 1.0, row.tokens.length, int(row.tokens.loss_mask.sum()), len(row.tokens.pictures)) for i, row in enumerate(rows)]
-    plan = plan_update(items, world_size=1, micro_batch_tokens=tokens, packing=packing, loss="sft")
+    plan = plan_update(items_of(rows), world_size=1, micro_batch_tokens=tokens, packing=packing, loss="sft")
     mini = plan.minibatches[0]
     cache = PatchCache(GEOMETRY, max_bytes=4 << 30)
     batches = [collate_portion(portion, lambda item: rows[item.group], policy, cache) for portion in mini.ranks[0]]
@@ -203,12 +212,20 @@ def measure(
 
 
 def _timed_pass(policy: Policy, rows: list[Row], mini: MiniBatch, cache: PatchCache, device: torch.device) -> float:
+    return sum(timed_portions(policy, rows, mini, cache, device)[0])
+
+
+def timed_portions(policy: Policy, rows: list[Row], mini: MiniBatch, cache: PatchCache, device: torch.device) -> list[list[float]]:
+    """Seconds of forward and backward of each rank's micro-batches, one after the other in this process."""
     policy.zero_grad(set_to_none=False)
+    return [[_timed(policy, rows, portion, mini, cache, device) for portion in rank] for rank in mini.ranks]
+
+
+def _timed(policy: Policy, rows: list[Row], portion: Portion, mini: MiniBatch, cache: PatchCache, device: torch.device) -> float:
     _synchronise(device)
     began = time.perf_counter()
-    for portion in mini.ranks[0]:
-        batch = collate_portion(portion, lambda item: rows[item.group], policy, cache).to(device)
-        contribution(policy, batch, mini, objective=None, temperature=1.0).loss.backward()
+    batch = collate_portion(portion, lambda item: rows[item.group], policy, cache).to(device)
+    contribution(policy, batch, mini, objective=None, temperature=1.0).loss.backward()
     _synchronise(device)
     return time.perf_counter() - began
 
@@ -218,8 +235,7 @@ def layout_difference(policy: Policy, rows: list[Row], device: torch.device) -> 
     found = []
     cache = PatchCache(GEOMETRY, max_bytes=4 << 30)
     for packing in ("never", "always"):
-        items = [Item(i, 0, 1.0, row.tokens.length, int(row.tokens.loss_mask.sum())) for i, row in enumerate(rows)]
-        portion = plan_update(items, world_size=1, micro_batch_tokens=1 << 30, packing=packing).minibatches[0].ranks[0][0]
+        portion = plan_update(items_of(rows), world_size=1, micro_batch_tokens=1 << 30, packing=packing).minibatches[0].ranks[0][0]
         with torch.no_grad():
             found.append(policy(collate_portion(portion, lambda item: rows[item.group], policy, cache).to(device)).logprobs)
     return float((found[0] - found[1]).abs().mean())

@@ -6,6 +6,7 @@ Promise: the folder appears whole or not at all, and one that it replaces stays 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -50,7 +51,8 @@ def write_model(folder: Path, base: Path, weights: dict[str, torch.Tensor], dtyp
 
 
 def _reason(error: Exception) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+    number = _number(error)
+    return str(error) if number is None else os.strerror(number)
 
 
 def _number(error: Exception) -> int | None:

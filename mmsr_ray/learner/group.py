@@ -7,20 +7,26 @@ LearnerError the group is unusable until `restart`: a lone rank never rejoins (i
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import ObjectRef
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayError
 
 from mmsr_ray.config import Config
+from mmsr_ray.learner.cost import CostModel
 from mmsr_ray.learner.durable import NotWritten, complaint, not_written
-from mmsr_ray.learner.plan import UpdatePlan
+from mmsr_ray.learner.fitting import advice, budgets, largest
+from mmsr_ray.learner.plan import Item, UpdatePlan, plan_update
+from mmsr_ray.learner.settings import on_cuda
 
 logger = logging.getLogger(__name__)
+
+MEASURED_ROWS = 4  # on a CPU: beyond them a straight line tells, for a process that takes too much is killed
 
 
 class LearnerError(RuntimeError):
@@ -38,6 +44,9 @@ class LearnerGroup:
         self._model_path = str(Path(model_path).absolute()) if Path(model_path).is_dir() else model_path
         self._actor_options = actor_options or (lambda rank: {})
         self._ranks: list[Any] = []
+        self._micro_batch_tokens = config.learner.micro_batch_tokens  # 0 until it is found
+        self._cost: CostModel | None = None
+        self._has_reference = False
 
     @property
     def ranks(self) -> list[Any]:
@@ -69,6 +78,88 @@ class LearnerGroup:
         self._all("start", host, port, seconds=learner.start_seconds)
         logger.info("learner: %d ranks of ZeRO-%d up in %.1f s", learner.world_size, learner.zero_stage, time.monotonic() - began)
 
+    # ------------------------------------------------------------------------------------------------ memory
+
+    def find_micro_batch(self) -> int:
+        """Tokens of a micro-batch: found where the config leaves them to be found, tried where it says `probe`. Once.
+
+        Call it before the first update, when whatever else shares the device is up and holds its memory. All ranks carry out
+        the worst micro-batches together and this process decides for all. Raises LearnerError with what to do when not even
+        one row of agent.max_total_tokens fits.
+        """
+        learner, longest = self._config.learner, self._config.agent.max_total_tokens
+        given = learner.micro_batch_tokens
+        if given and (learner.probe == "never" or (learner.probe == "auto" and not on_cuda(learner))):
+            return given
+        rooms = self._all("room", seconds=learner.start_seconds)
+        limits = budgets(rooms, learner.memory_share)
+
+        def need(rows: int) -> float | None:
+            """Bytes that the worst-off rank uses above (below: negative) its budget."""
+            peaks = self._rehearse(max(rows * longest, given))
+            return None if peaks is None else max(peak - limit for peak, limit in zip(peaks, limits, strict=True))
+
+        began = time.monotonic()
+        rest = max(room.own - limit for room, limit in zip(rooms, limits, strict=True))
+        if given:
+            over = need(max(1, given // longest))
+            if over is None:
+                raise LearnerError(advice(given, learner))
+            if over > 0:
+                logger.warning(
+                    "a micro-batch of learner.micro_batch_tokens=%d needs %.1f GiB above learner.memory_share", given, over / 2**30
+                )
+            return given
+        rows = largest(need, rest=rest, budget=0.0, most=self._most_rows(), measured=None if on_cuda(learner) else MEASURED_ROWS)
+        if rows == 0:
+            raise LearnerError(advice(longest, learner))
+        self._micro_batch_tokens = rows * longest
+        logger.info("learner.micro_batch_tokens=%d found in %.1f s", self._micro_batch_tokens, time.monotonic() - began)
+        return self._micro_batch_tokens
+
+    def _most_rows(self) -> int:
+        """Rows that one rank can have in one optimiser step: a larger micro-batch would never be filled."""
+        c = self._config
+        step = max(c.grpo.groups_per_step * c.grpo.group_size / c.grpo.minibatches, c.sft.batch_size)
+        return math.ceil(step / c.learner.world_size)
+
+    def _rehearse(self, tokens: int) -> list[int] | None:
+        """Peak bytes of each rank; None when one ran out of memory. Then the group is new, for its collectives were broken."""
+        from mmsr_ray.learner.rank import OutOfRoom
+
+        try:
+            return self._all("rehearse", tokens, seconds=self._config.learner.start_seconds)
+        except LearnerError as error:
+            if not isinstance(error.__cause__, (OutOfRoom, OutOfMemoryError, RayActorError)):
+                raise
+            logger.info("a micro-batch of %d tokens is too large: the ranks start anew", tokens)
+        had_reference = self._has_reference
+        self.restart()
+        if had_reference:
+            self.set_reference()
+        return None
+
+    # ------------------------------------------------------------------------------------------------ update
+
+    def plan(self, items: Sequence[Item], *, minibatches: int, loss: str, lr: float) -> UpdatePlan:
+        """The plan of an update for this group: its ranks, its micro-batches, and what rows cost its model."""
+        if not self._micro_batch_tokens:
+            raise LearnerError("learner.micro_batch_tokens=0: find_micro_batch must come before the first update")
+        if self._cost is None:
+            from transformers import AutoConfig  # with the defaults of what a model's file leaves out
+
+            self._cost = CostModel.of(AutoConfig.from_pretrained(self._model_path).to_dict(), self._config.learner)
+        return plan_update(
+            items,
+            world_size=self._config.learner.world_size,
+            micro_batch_tokens=self._micro_batch_tokens,
+            minibatches=minibatches,
+            packing=self._config.learner.packing,
+            loss=loss,
+            lr=lr,
+            cost=self._cost,
+        )
+
     def update(self, plan: UpdatePlan, group_refs: list[ObjectRef]) -> dict[str, float]:
         """Train on a plan; `group_refs[i]` refers to the types.Group that the plan's items call group i.
 
@@ -83,10 +174,10 @@ class LearnerGroup:
         return results[0] | {"seconds": max(result["seconds"] for result in results)}
 
     def publish(self, version: int) -> list[ObjectRef]:
-        """References to weights.publisher buckets of the current weights, owned by the calling process."""
+        """References to weights.publisher buckets of the current weights, or of the adapters alone (lora.sync), owned by the calling process."""
         seconds = self._config.learner.update_seconds
         deadline = time.monotonic() + seconds
-        others = [rank.gather.remote() for rank in self._ranks[1:]] if self._config.learner.zero_stage == 3 else []
+        others = [rank.gather_published.remote() for rank in self._ranks[1:]] if self._config.learner.zero_stage == 3 else []
         stream = self._rank_0.publish.options(num_returns="streaming").remote(version)
         refs: list[ObjectRef] = []
         while True:
@@ -103,6 +194,7 @@ class LearnerGroup:
     def set_reference(self) -> None:
         """Make the current weights the frozen model of the KL term. Before the first call the KL term is left out."""
         self._all("set_reference", seconds=self._config.learner.start_seconds)
+        self._has_reference = True
 
     def save(self, folder: str | Path, extra: dict[str, bytes] | None = None) -> None:
         """Checkpoint weights, optimiser, KL reference and random state to a folder that all ranks reach; replaces one of that name.
@@ -143,6 +235,7 @@ class LearnerGroup:
         for rank in self._ranks:
             ray.kill(rank)
         self._ranks = []
+        self._has_reference = False
 
     @property
     def _rank_0(self) -> Any:

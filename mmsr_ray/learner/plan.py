@@ -1,7 +1,8 @@
 """Who trains what: the cut of a rollout batch into mini-batches, ranks and micro-batches. Pure.
 
 Promise: every rank has the same number of micro-batches in a mini-batch (collectives line up), every item is in the
-plan once, and the plan depends on its arguments alone.
+plan once, and the plan depends on its arguments alone. Ranks are given like amounts of work, and of their micro-batches
+the dearest run at the same time, for at each one the ranks wait for each other.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from mmsr_ray.learner.cost import TOKENS_ONLY, CostModel
 
 PACK_GAIN = 0.25  # share of padding from which packing pays: on a CPU the packed layout costs a third more per token
 
@@ -23,6 +26,7 @@ class Item:
     length: int  # expanded tokens
     sampled_tokens: int
     pictures: int = 0
+    patches: int = 0  # of all its pictures: the work of the vision tower
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,10 @@ class Portion:
         if self.packed:
             return sum(item.length for item in self.items)
         return len(self.items) * max((item.length for item in self.items), default=0)
+
+    def cost(self, model: CostModel) -> float:
+        """Work of this micro-batch, padding included, in `model`'s currency."""
+        return self.tokens + sum(row_cost(item, model) - item.length for item in self.items)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,18 +84,20 @@ def plan_update(
     packing: str = "never",
     loss: str = "grpo",
     lr: float = 0.0,
+    cost: CostModel = TOKENS_ONLY,
 ) -> UpdatePlan:
     """Cut `items` into an UpdatePlan.
 
     Groups stay whole within a mini-batch, in their order (the original's mini-batch counts prompts). Inside, items go
-    to the rank with the fewest tokens, longest first, and each rank's list is cut along its length order, so that
+    to the rank with the least work, dearest first, and each rank's list is cut along its length order, so that
     rows of one micro-batch are of similar length. A micro-batch exceeds `micro_batch_tokens` only when a single row
-    does. Items with no sampled token are left out: they have no gradient.
+    does. Items with no sampled token are left out: they have no gradient. Without any other item there is no mini-batch.
 
     Args:
         micro_batch_tokens: computed tokens of one micro-batch of one rank.
         minibatches: optimiser steps; fewer are made when there are fewer groups.
         packing: "never", "always" or "auto" (a micro-batch is packed when padding would exceed PACK_GAIN).
+        cost: what a row costs; by default its tokens, whatever its pictures cost the vision tower.
     """
     if world_size < 1 or micro_batch_tokens < 1 or minibatches < 1:
         raise ValueError("world_size, micro_batch_tokens and minibatches must be at least 1")
@@ -100,16 +110,21 @@ def plan_update(
     chunks: list[list[Item]] = [[] for _ in range(parts)]
     for item in usable:
         chunks[number_of[item.group]].append(item)
-    made = tuple(_minibatch(chunk, world_size, micro_batch_tokens, packing) for chunk in chunks)
+    made = tuple(_minibatch(chunk, world_size, micro_batch_tokens, packing, cost) for chunk in chunks)
     return UpdatePlan(minibatches=made, loss=loss, lr=lr, world_size=world_size)
 
 
-def _minibatch(items: list[Item], world_size: int, budget: int, packing: str) -> MiniBatch:
-    shares = _balance(items, world_size)
+def row_cost(item: Item, model: CostModel) -> float:
+    return model.row(item.length, item.patches, item.pictures)
+
+
+def _minibatch(items: list[Item], world_size: int, budget: int, packing: str, cost: CostModel) -> MiniBatch:
+    shares = _balance(items, world_size, cost)
     cuts = [_cut(share, budget, packing) for share in shares]
     count = max(len(cut) for cut in cuts)
     cuts = [_stretch(cut, count) for cut in cuts]
-    ranks = tuple(tuple(Portion(tuple(rows), _pack(rows, packing)) for rows in cut) for cut in cuts)
+    made = [[Portion(tuple(rows), _pack(rows, packing)) for rows in cut] for cut in cuts]
+    ranks = tuple(tuple(sorted(portions, key=lambda portion: -portion.cost(cost))) for portions in made)
     return MiniBatch(ranks=ranks, sampled_tokens=sum(item.sampled_tokens for item in items), sequences=len(items))
 
 
@@ -117,15 +132,15 @@ def _order(item: Item) -> tuple[int, int, int]:
     return (-item.length, item.group, item.trajectory)
 
 
-def _balance(items: list[Item], world_size: int) -> list[list[Item]]:
-    """Longest first, each to the rank with the fewest tokens; on a tie, with the fewest items."""
-    heap = [(0, 0, rank) for rank in range(world_size)]
+def _balance(items: list[Item], world_size: int, cost: CostModel) -> list[list[Item]]:
+    """Dearest first, each to the rank with the least work; on a tie, with the fewest items. Each share by falling length."""
+    heap = [(0.0, 0, rank) for rank in range(world_size)]
     shares: list[list[Item]] = [[] for _ in range(world_size)]
-    for item in sorted(items, key=_order):
-        tokens, count, rank = heapq.heappop(heap)
+    for item in sorted(items, key=lambda item: (-row_cost(item, cost), *_order(item))):
+        work, count, rank = heapq.heappop(heap)
         shares[rank].append(item)
-        heapq.heappush(heap, (tokens + item.length, count + 1, rank))
-    return shares
+        heapq.heappush(heap, (work + row_cost(item, cost), count + 1, rank))
+    return [sorted(share, key=_order) for share in shares]
 
 
 def _cut(share: list[Item], budget: int, packing: str) -> list[list[Item]]:

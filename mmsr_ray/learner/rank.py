@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import json
 import logging
+import math
 import os
 import socket
 import time
@@ -19,33 +20,39 @@ from typing import Any
 import deepspeed
 import ray
 import torch
-import torch.distributed as dist
 from ray import ObjectRef
 
 from mmsr_ray.config import Config
+from mmsr_ray.learner import worst_case
 from mmsr_ray.learner.batch import Row
 from mmsr_ray.learner.chance import random_state, set_random_state
 from mmsr_ray.learner.consolidate import TAG
 from mmsr_ray.learner.durable import NotWritten, Report, complaint, damage, read_manifest
 from mmsr_ray.learner.export import local_folder, write_model
+from mmsr_ray.learner.fitting import Room
+from mmsr_ray.learner.meter import meter_of
 from mmsr_ray.learner.model import Policy, load_policy
 from mmsr_ray.learner.objective import longest_answer, resolve
-from mmsr_ray.learner.pictures import PatchCache, VisionGeometry
+from mmsr_ray.learner.pictures import CACHE_BYTES, PatchCache, VisionGeometry
 from mmsr_ray.learner.plan import Item, MiniBatch, Portion, UpdatePlan
 from mmsr_ray.learner.reference import AdaptersOff, FrozenCopy, Reference
+from mmsr_ray.learner.settings import on_cuda
 from mmsr_ray.learner.shards import ShardWriter, load_own, save_shards
 from mmsr_ray.learner.step import collate_portion, contribution, score
-from mmsr_ray.learner.trainable import checkpoint_weights, choose, trained_parameters
-from mmsr_ray.types import Group
+from mmsr_ray.learner.tally import Tally
+from mmsr_ray.learner.trainable import adapter_of, adapters, checkpoint_weights, choose, trained_parameters
+from mmsr_ray.types import Group, SealedTokens
 from mmsr_ray.weights.publisher import Bucket, buckets
 
 logger = logging.getLogger(__name__)
 
-METRICS = ("loss", "policy_loss", "kl", "entropy", "clip_fraction", "mismatch_abs_mean", "correction_mean", "correction_masked")
-
 
 class RankError(RuntimeError):
     """A rank was asked for something that its state does not allow."""
+
+
+class OutOfRoom(RankError):
+    """The device's memory ran out. Other ranks may wait in a collective for ever: the group must be restarted."""
 
 
 def deepspeed_config(config: Config) -> dict[str, Any]:
@@ -103,7 +110,7 @@ class LearnerRank:
         os.environ.update(RANK=str(self._rank), LOCAL_RANK="0", WORLD_SIZE=str(learner.world_size), MASTER_ADDR=host, MASTER_PORT=str(port))
         torch.set_num_threads(learner.threads)
         torch.manual_seed(self._config.run.seed)
-        cuda = learner.device == "cuda" or (learner.device == "auto" and learner.gpus_per_rank > 0)
+        cuda = on_cuda(learner)
         self._device = torch.device("cuda", 0) if cuda else torch.device("cpu")
         deepspeed.utils.logger.setLevel(logging.WARNING)
         # Without a GPU DeepSpeed would compile an all-reduce over shared memory at first use: a minute, to save milliseconds.
@@ -120,6 +127,7 @@ class LearnerRank:
         self._engine: Any = deepspeed.initialize(model=policy, optimizer=optimizer, config=settings)[0]
         self._shards = ShardWriter.plug_into(self._engine)
         self._cache = PatchCache(VisionGeometry.load(local_folder(self._model_path)))
+        self._meter = meter_of(self._device, ray.get_runtime_context().get_node_id())
 
     @property
     def _policy(self) -> Policy:
@@ -136,14 +144,18 @@ class LearnerRank:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = plan.lr
         # the first mini-batch trains on the weights that the others need their old log-probs from: its own are free
-        old = [None, *([self._score(portion) for portion in mini.ranks[self._rank]] for mini in plan.minibatches[1:])]
+        old = [
+            [self._score(portion) for portion in mini.ranks[self._rank]] if number else None for number, mini in enumerate(plan.minibatches)
+        ]
         references = self._reference_scores(plan)
-        tally = _Tally(self._device, self._skipped_in_a_row)
+        tally = Tally(self._device, self._skipped_in_a_row)
         for mini, old_logprobs, reference in zip(plan.minibatches, old, references, strict=True):
             self._step(mini, plan, old_logprobs, reference, tally)
         self._groups = {}
         self._skipped_in_a_row = tally.skipped_in_a_row
         metrics = tally.reduce()
+        if metrics["skipped"]:
+            logger.warning("rank %d: gradients are not finite, %d optimiser steps were skipped", self._rank, metrics["skipped"])
         metrics |= {"lr": plan.lr, "tokens": float(sum(item.length for item in plan.items)), "seconds": time.monotonic() - began}
         return metrics
 
@@ -156,7 +168,7 @@ class LearnerRank:
             return [[scored(self._collate(portion), temperature) for portion in mini.ranks[self._rank]] for mini in plan.minibatches]
 
     def _step(
-        self, mini: MiniBatch, plan: UpdatePlan, old: list[torch.Tensor] | None, reference: list[torch.Tensor] | None, tally: _Tally
+        self, mini: MiniBatch, plan: UpdatePlan, old: list[torch.Tensor] | None, reference: list[torch.Tensor] | None, tally: Tally
     ) -> None:
         portions = mini.ranks[self._rank]
         objective = self._objective if plan.loss == "grpo" else None
@@ -182,8 +194,6 @@ class LearnerRank:
             self._engine.zero_grad()
             skipped = True
         norm = self._engine.get_global_grad_norm()
-        if skipped:
-            logger.warning("rank %d: gradients are not finite, the optimiser step was skipped", self._rank)
         tally.step(0.0 if skipped or norm is None else float(norm), skipped)
 
     def _finite_gradients(self) -> bool:
@@ -202,6 +212,51 @@ class LearnerRank:
     def _row(self, item: Item) -> Row:
         return Row(self._groups[item.group].trajectories[item.trajectory].tokens, item.advantage)
 
+    # ------------------------------------------------------------------------------------------------ memory
+
+    def room(self) -> Room:
+        """Memory at rest, before the first step."""
+        self._meter.reset()
+        now = self._meter.now()
+        state = self._engine.basic_optimizer.state
+        unborn = [p for group in self._engine.basic_optimizer.param_groups for p in group["params"] if p not in state]
+        moments = sum(2 * p.numel() * p.element_size() for p in unborn if p.device.type == self._device.type)
+        caches = CACHE_BYTES if self._device.type == "cpu" else 0
+        return Room(self._meter.place, now.own, now.free, now.total, later=moments + caches)
+
+    def rehearse(self, tokens: int) -> int:
+        """Bytes in use at the peak of an update whose micro-batches are the worst of `tokens` tokens. Changes nothing.
+
+        Raises OutOfRoom.
+        """
+        self._meter.reset()
+        limits = worst_case.Limits.of(self._config, self._cache.geometry)
+        kept, self._cache = self._cache, PatchCache(self._cache.geometry)
+        try:
+            for rows in worst_case.batches(limits, tokens, self._policy.token_ids, self._cache.geometry):
+                self._rehearse(rows)
+        except torch.OutOfMemoryError as error:
+            raise OutOfRoom(f"rank {self._rank}: {error}") from None
+        finally:
+            self._cache = kept
+        peak = self._meter.peak()
+        self._meter.reset()
+        return peak
+
+    def _rehearse(self, rows: list[SealedTokens]) -> None:
+        """One step on rows whose advantage is not a number: its gradients are not finite, so it is skipped like any such step.
+
+        The micro-batch comes second: the first, empty, leaves the gradients behind that a later one finds in memory.
+        """
+        items = tuple(Item(0, i, math.nan, row.length, int(row.loss_mask.sum())) for i, row in enumerate(rows))
+        portions = (Portion(()), Portion(items, packed=self._config.learner.packing == "always"))
+        mini = MiniBatch((portions,) * self._config.learner.world_size, sum(i.sampled_tokens for i in items), len(items))
+        plan = UpdatePlan((mini,), "grpo", 0.0, self._config.learner.world_size)
+        self._groups = {0: worst_case.group(rows)}
+        (reference,) = self._reference_scores(plan)
+        self._step(mini, plan, None, reference, Tally(self._device, 0))
+        self._groups = {}
+
     # ------------------------------------------------------------------------------------------------ weights
 
     def _weights(self) -> Iterator[tuple[str, torch.Tensor]]:
@@ -210,14 +265,29 @@ class LearnerRank:
             with deepspeed.zero.GatheredParameters(list(weight.parameters), enabled=self._config.learner.zero_stage == 3):
                 yield weight.name, weight.value()
 
+    def _adapters(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The adapters' tensors, like `_weights`."""
+        for name, layer, parameters in adapters(self._policy):
+            with deepspeed.zero.GatheredParameters(list(parameters), enabled=self._config.learner.zero_stage == 3):
+                yield from adapter_of(layer).named(name)
+
     def publish(self, version: int) -> Iterator[Bucket]:
-        """Buckets of all weights in the engine's dtype (rank 0; a streaming generator, the caller owns what it yields)."""
-        dtype = getattr(torch, self._config.model.dtype)
+        """Buckets of all weights in the engine's dtype, or of the adapters in the learner's (rank 0; a streaming generator,
+        the caller owns what it yields)."""
         logger.info("publishing weights, version %d", version)
-        yield from buckets(self._weights(), dtype, self._config.learner.bucket_bytes)
+        size = self._config.learner.bucket_bytes
+        if self._config.learner.lora.sync == "adapter":
+            yield from buckets(self._adapters(), None, size)
+        else:
+            yield from buckets(self._weights(), getattr(torch, self._config.model.dtype), size)
+
+    def gather_published(self) -> None:
+        """The other ranks' side of `publish`."""
+        for _ in self._adapters() if self._config.learner.lora.sync == "adapter" else self._weights():
+            pass
 
     def gather(self) -> None:
-        """The other ranks' side of `publish` and `export`."""
+        """The other ranks' side of `export`."""
         for _ in self._weights():
             pass
 
@@ -290,43 +360,3 @@ class LearnerRank:
         except NotWritten as error:
             return str(error)
         return ""
-
-
-class _Tally:
-    """Sums of metrics over micro-batches, reduced over ranks once an update; skipped steps count for nothing else."""
-
-    def __init__(self, device: torch.device, skipped_in_a_row: int) -> None:
-        self.skipped_in_a_row = skipped_in_a_row  # up to now, with those of earlier updates
-        self._longest = 0
-        self._sums = torch.zeros(len(METRICS), dtype=torch.float64, device=device)
-        self._current = torch.zeros_like(self._sums)
-        self._mismatch = torch.zeros(1, dtype=torch.float64, device=device)
-        self._norms: list[float] = []
-        self._skipped = 0
-
-    def add(self, sums: dict[str, torch.Tensor], maxima: dict[str, torch.Tensor]) -> None:
-        for position, name in enumerate(METRICS):
-            if name in sums:
-                self._current[position] += sums[name]
-        if "mismatch_max" in maxima:
-            self._mismatch = torch.maximum(self._mismatch, maxima["mismatch_max"].double().reshape(1))
-
-    def step(self, norm: float, skipped: bool) -> None:
-        self._skipped += skipped
-        self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
-        self._longest = max(self._longest, self.skipped_in_a_row)
-        if not skipped:
-            self._norms.append(norm)
-            self._sums += self._current
-        self._current.zero_()
-
-    def reduce(self) -> dict[str, float]:
-        """Means over the update's mini-batches. A collective."""
-        dist.all_reduce(self._sums)
-        dist.all_reduce(self._mismatch, op=dist.ReduceOp.MAX)
-        steps = max(len(self._norms), 1)
-        metrics = {name: float(value) / steps for name, value in zip(METRICS, self._sums.tolist(), strict=True)}
-        metrics["mismatch_max"] = float(self._mismatch)
-        metrics["grad_norm"] = sum(self._norms) / steps
-        metrics |= {"skipped": float(self._skipped), "skipped_in_a_row": float(self._longest)}
-        return metrics

@@ -1,7 +1,7 @@
 """Which parameters learn: all of them, all but the vision tower's, or low-rank adapters on the language model.
 
 Promise: whatever learns, the policy's weights leave this room whole and under the names of the model's checkpoint, adapters
-merged (`Trainable.weights`). Engines, exports and checkpoints for others never see an adapter.
+merged (`checkpoint_weights`), or as adapters by those names (`adapters`). Exports and checkpoints for others never see an adapter.
 
 With adapters the frozen model of the KL term is the policy with its adapters off (`reference_mode`): no second model.
 """
@@ -11,14 +11,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import nn
 
-if TYPE_CHECKING:  # the settings' loader needs more than torch
-    from mmsr_ray.config import LearnerConfig
-    from mmsr_ray.learner.model import Policy
+from mmsr_ray.learner.model import Policy
+from mmsr_ray.learner.settings import LearnerConfig
+from mmsr_ray.weights.adapters import WEIGHT, Adapter
 
 ADAPTER = "default"
 
@@ -34,10 +34,13 @@ class Weight:
     def value(self) -> torch.Tensor:
         """The tensor as the policy computes with it. Under ZeRO-3 its parameters must be gathered."""
         own = self.parameters[0].detach()
-        if self.adapted is None:
-            return own
-        delta = self.adapted.get_delta_weight(ADAPTER).detach()  # type: ignore[operator]
-        return (own.float() + delta.float()).to(own.dtype)  # adding in bf16 would round small deltas away
+        return own if self.adapted is None else adapter_of(self.adapted).merged(own)
+
+
+def adapter_of(layer: nn.Module) -> Adapter:
+    """The adapter of one of peft's layers, as it is now. Under ZeRO-3 its parameters must be gathered."""
+    own: Any = layer
+    return Adapter(own.lora_A[ADAPTER].weight.detach(), own.lora_B[ADAPTER].weight.detach(), float(own.scaling[ADAPTER]))
 
 
 def choose(policy: Policy, config: LearnerConfig) -> None:
@@ -85,6 +88,13 @@ def checkpoint_weights(policy: Policy) -> Iterator[Weight]:
         layer = layers.get(name)
         own = name.replace(".base_layer.", ".")
         yield Weight(own, (parameter,) if layer is None else (parameter, *_adapter(layer)), layer)
+
+
+def adapters(policy: Policy) -> Iterator[tuple[str, nn.Module, Sequence[nn.Parameter]]]:
+    """Every adapted layer in the model's order: its name in the checkpoint, peft's layer, and the adapter's parameters."""
+    for weight in checkpoint_weights(policy):
+        if weight.adapted is not None:
+            yield weight.name.removesuffix(WEIGHT), weight.adapted, weight.parameters[1:]
 
 
 def _adapter(layer: nn.Module) -> Sequence[nn.Parameter]:

@@ -25,6 +25,7 @@ def summarise(trajectory: Trajectory, sample: Sample) -> TrajectorySummary:
         length=tokens.length,
         sampled_tokens=int(tokens.loss_mask.sum()),
         pictures=len(tokens.pictures),
+        patches=tokens.patches,
         version_min=int(versions.min()) if versions.size else -1,
         version_max=int(versions.max()) if versions.size else -1,
         generate_seconds=trajectory.generate_seconds,

@@ -4,6 +4,9 @@ Promise: after `finish_weight_update` the model holds exactly the pulled version
 were published are compared with the model's checkpoint both ways and every checksum is verified, so that a mismatch
 between learner and engine is an error at the start of a run, not a policy that quietly never changes.
 
+A version is whole weights, or adapters alone: those are added to the base weights in the model's folder, which are read
+again each time rather than kept, and only the layers that have adapters are loaded.
+
 It lives in vLLM's worker process, which attaches to the Ray cluster as a driver of its own. Over vLLM's control plane
 go only {"version": int} and the store's name. vLLM loads it through the entry point `mmsr_weights` of the group
 `vllm.general_plugins`, in every one of its processes.
@@ -11,11 +14,12 @@ go only {"version": int} and the store's name. vLLM loads it through the entry p
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -25,6 +29,7 @@ import torch
 from safetensors import safe_open
 from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
 
+from mmsr_ray.weights.adapters import WEIGHT, Adapter, are_adapters, collect, expected, layers_to_reload
 from mmsr_ray.weights.publisher import Bucket, checksum
 from mmsr_ray.weights.store import find_store
 
@@ -86,6 +91,8 @@ class ObjectStoreTransfer(WeightTransferEngine[StoreAddress, VersionToPull]):
         super().__init__(*args, **kwargs)
         self._address: StoreAddress | None = None
         self._verified = False
+        self._base: BaseWeights | None = None  # for versions that are adapters
+        self._reloading: list[Any] = []  # the model, or the layers that a set of adapters touches
 
     def init_transfer_engine(self, init_info: StoreAddress) -> None:
         if not ray.is_initialized():
@@ -95,9 +102,15 @@ class ObjectStoreTransfer(WeightTransferEngine[StoreAddress, VersionToPull]):
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
     def start_weight_update(self) -> None:
+        """Nothing yet: what is to be reloaded the first bucket will tell."""
+        self._reloading = []
+
+    def _begin(self, modules: list[Any]) -> None:
         from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
 
-        initialize_layerwise_reload(self.model)
+        for module in modules:
+            initialize_layerwise_reload(module)
+        self._reloading = modules
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         """As in the base class, which synchronizes an accelerator that a CPU does not have."""
@@ -112,22 +125,53 @@ class ObjectStoreTransfer(WeightTransferEngine[StoreAddress, VersionToPull]):
         store: Any = find_store(self._address.store, self._address.namespace)  # by name each time: one that died is replaced
         refs = ray.get(store.bucket_refs.remote(update_info.version), timeout=PULL_SECONDS)
         names: list[str] = []
+        adapters: dict[str, torch.Tensor] = {}
         while refs:
             bucket: Bucket = ray.get(refs.pop(0), timeout=PULL_SECONDS)  # one bucket is mapped at a time
             names.extend(bucket)
             if not self._verified:
                 _verify_checksums(bucket)
-            cast(Any, self.model).load_weights(_tensors(bucket, self.device))
+            if are_adapters(bucket):
+                adapters |= {name: tensor.clone() for name, tensor in _tensors(bucket, self.device)}
+            else:
+                if not self._reloading:
+                    self._begin([self.model])
+                cast(Any, self.model).load_weights(_tensors(bucket, self.device))
             del bucket
-        if not self._verified:
+        if adapters:
+            self._load_adapters(collect(adapters))
+        elif not self._verified:
             self._verify_names(names)
-            self._verified = True
+        self._verified = True
+
+    def _load_adapters(self, adapters: dict[str, Adapter]) -> None:
+        """Base plus adapter for the layers that have one; an engine's layer is reloaded whole."""
+        model = cast(Any, self.model)
+        if self._base is None:
+            self._base = BaseWeights(self.model_config.model, self.model_config.revision, lambda name: _in_one_model_term(model, name))
+        base, device = self._base, self.device
+        touched = {_in_one_model_term(model, module + WEIGHT).removesuffix(WEIGHT): adapter for module, adapter in adapters.items()}
+        if not self._verified:
+            compare_names(set(touched), expected(set(touched), base.names))
+        layers = layers_to_reload(touched, base.names, model.packed_modules_mapping)
+        self._begin([model.get_submodule(layer) for layer in layers])
+
+        def merged() -> Iterator[tuple[str, torch.Tensor]]:
+            for name in itertools.chain.from_iterable(layers.values()):
+                own, tensor = base.read(name, device)
+                adapter = touched.get(name.removesuffix(WEIGHT)) if name.endswith(WEIGHT) else None
+                yield own, tensor if adapter is None else adapter.merged(tensor)
+
+        model.load_weights(merged())
 
     def finish_weight_update(self) -> None:
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
-        finalize_layerwise_reload(self.model, self.model_config)
-        self._refresh_tied_head()
+        for module in self._reloading:
+            finalize_layerwise_reload(module, self.model_config)
+        if self._reloading == [self.model]:  # adapters never touch the embedding
+            self._refresh_tied_head()
+        self._reloading = []
 
     def _refresh_tied_head(self) -> None:
         """vLLM reloads a tied embedding, but not what a CPU made of it for the head: a packed copy, which would stay old."""
@@ -170,6 +214,11 @@ def compare_names(published: set[str], expected: set[str]) -> None:
 
 def checkpoint_names(model: str, revision: str | None) -> set[str]:
     """Names of the weights in a model folder or a hub model that is already on this machine. Raises FileNotFoundError."""
+    return set(checkpoint_files(model, revision))
+
+
+def checkpoint_files(model: str, revision: str | None) -> dict[str, Path]:
+    """The file of each weight. Raises FileNotFoundError."""
     folder = Path(model)
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
@@ -177,20 +226,45 @@ def checkpoint_names(model: str, revision: str | None) -> set[str]:
         folder = Path(snapshot_download(model, revision=revision, local_files_only=True))
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        return set(json.loads(index.read_text())["weight_map"])
+        return {name: folder / file for name, file in json.loads(index.read_text())["weight_map"].items()}
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise FileNotFoundError(f"{folder} holds no safetensors files: weights published by the learner cannot be compared")
-    names: set[str] = set()
+    found: dict[str, Path] = {}
     for file in files:
         with safe_open(os.fspath(file), framework="pt") as weights:
-            names.update(weights.keys())
-    return names
+            found |= dict.fromkeys(weights.keys(), file)
+    return found
+
+
+class BaseWeights:
+    """The weights of a model folder by the engine's names, read when asked for. Files stay mapped, tensors are not kept."""
+
+    def __init__(self, model: str, revision: str | None, term: Callable[[str], str]) -> None:
+        self._files = checkpoint_files(model, revision)
+        self._own = {term(name): name for name in self._files}
+        self._open: dict[Path, Any] = {}
+
+    @property
+    def names(self) -> Set[str]:
+        return self._own.keys()
+
+    def read(self, name: str, device: torch.device) -> tuple[str, torch.Tensor]:
+        """The checkpoint's own name of it, and the tensor on `device`."""
+        own = self._own[name]
+        file = self._files[own]
+        if file not in self._open:
+            self._open[file] = safe_open(os.fspath(file), framework="pt")
+        return own, self._open[file].get_tensor(own).to(device)
 
 
 def _in_model_terms(model: Any, names: Iterable[str], tied: bool) -> set[str]:
     """Names as vLLM's model knows them: checkpoints of one model are spelled in several ways, depending on who saved them."""
-    mapper = model.hf_to_vllm_mapper if hasattr(model, "hf_to_vllm_mapper") else None
-    mapped = set(mapper.apply_list(list(names)) if mapper is not None else names)
+    mapped = {_in_one_model_term(model, name) for name in names}
     # A tied head is the embedding: some write it out, some do not, and vLLM ignores it.
     return {name for name in mapped if not (tied and "lm_head." in name)}
+
+
+def _in_one_model_term(model: Any, name: str) -> str:
+    mapper = model.hf_to_vllm_mapper if hasattr(model, "hf_to_vllm_mapper") else None
+    return next(iter(mapper.apply_list([name])), name) if mapper is not None else name

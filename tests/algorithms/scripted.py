@@ -54,9 +54,9 @@ class ScriptedRunner(EnvRunner):
         rows = [summary(uid=ticket.uid, index=i, correct=kind != "same" and i % 2 == 0, **spans) for i in range(n)]
         if kind == "broke":
             return GroupSummary(ticket.uid, ticket.epoch, tuple(rows), {"out_of_money": 1.0}), f"group of {ticket.uid}"
-        if kind == "scarce" and first:
-            rows = rows[:1]
         await asyncio.sleep(0.01)
+        if kind == "scarce" and strikes_first(mark.with_suffix(".answered")):  # not where another prompt kills this runner meanwhile
+            rows = rows[:1]
         group = np.zeros(BIG, np.uint8) if kind == "big" else f"group of {ticket.uid}"
         return GroupSummary(ticket.uid, ticket.epoch, tuple(rows)), group
 

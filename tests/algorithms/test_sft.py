@@ -46,7 +46,6 @@ def test_the_loss_falls_and_the_exported_model_is_whole(config: Config, tmp_path
             settings,
             seed=0,
             on_step=lambda step, values: losses.append(values["loss"]),
-            learner=config.learner,
         )
         learners.export(tmp_path / "model")
     finally:

@@ -5,33 +5,42 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from typing import Any
 
 import pytest
 import ray
 from ray.tune import PlacementGroupFactory
 
 from jobs import room
-from jobs.room import NoRoom, autoscaler_runs, legacy_node_types, scales, wait_for_room
+from jobs.room import NoRoom, autoscaler_runs, first_scales, second_scales, wait_for_room
 
 
 @pytest.mark.parametrize(
-    ("types", "verdict"),
+    ("report", "verdict"),
     [
-        ([], False),
-        (["node_85de4ab4771ae1cf3e2b08d3c7df3d7d"], False),  # what Ray calls a node that nobody launched
-        (["", "node_85"], False),
-        (["ray.head.default"], True),
-        (["headgroup", "gpu-workers"], True),
+        (None, False),
+        ({"active_nodes": {"node_85de4ab4771ae1cf3e2b08d3": 1}}, False),  # it watches nodes that nobody launched
+        ({"active_nodes": {}, "idle_nodes": {"node_85de4ab4771ae1cf3e2b08d3": 1}}, False),
+        ({"active_nodes": {"ray.head.default": 1}, "idle_nodes": None}, True),
+        ({"active_nodes": {}}, True),
     ],
 )
-def test_node_types_tell_an_autoscaler(types: list[str], verdict: bool) -> None:
-    assert scales(types) is verdict
+def test_the_first_autoscaler_is_known_by_its_report(report: dict[str, Any] | None, verdict: bool) -> None:
+    assert first_scales({"autoscaler_report": report}) is verdict
+    assert not first_scales({})
 
 
-def test_the_status_of_the_first_autoscaler_names_types() -> None:
-    assert legacy_node_types({}) == []
-    assert legacy_node_types({"autoscaler_report": None}) == []
-    assert legacy_node_types({"autoscaler_report": {"active_nodes": {"head": 1}, "idle_nodes": None}}) == ["head"]
+@pytest.mark.parametrize(
+    ("version", "types", "pending", "verdict"),
+    [
+        (0, ["headgroup"], 0, False),  # KubeRay names types without an autoscaler too
+        (7, [""], 0, False),  # it only watches
+        (7, ["headgroup", "gpu"], 0, True),
+        (7, [""], 2, True),
+    ],
+)
+def test_the_second_autoscaler_is_known_by_its_state(version: int, types: list[str], pending: int, verdict: bool) -> None:
+    assert second_scales(version, types, pending) is verdict
 
 
 @pytest.mark.heavy

@@ -15,7 +15,7 @@ import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
 
-from mmsr_ray.config import Config, DataConfig, LearnerConfig, LoRAConfig, ModelConfig
+from mmsr_ray.config import Config, DataConfig, ModelConfig
 from mmsr_ray.learner.batch import Row
 from mmsr_ray.learner.consolidate import consolidated
 from mmsr_ray.learner.durable import NotWritten, read_manifest
@@ -23,11 +23,16 @@ from mmsr_ray.learner.group import LearnerError, LearnerGroup
 from mmsr_ray.learner.model import load_policy, named_weights
 from mmsr_ray.learner.pictures import PatchCache, VisionGeometry
 from mmsr_ray.learner.plan import Item, UpdatePlan, plan_update
+from mmsr_ray.learner.settings import LearnerConfig, LoRAConfig
 from mmsr_ray.learner.step import fit
 from mmsr_ray.types import Group, Outcome, Sample, Trajectory
+from mmsr_ray.weights.adapters import collect
 from tests.learner.conftest import make_policy, make_row
 
 pytestmark = pytest.mark.heavy
+Weights = dict[str, torch.Tensor]
+STEP_TOLERANCE = 2e-4  # of steps of 1e-3: AdamW divides by the gradient's own size, and a tiny sum depends on its order
+MEAN_TOLERANCE = 1e-7
 ROWS = [make_row(i, length=30 + 9 * i, pictures=() if i == 3 else ((56, 56, i), (28, 28, 50)), advantage=(-1.0) ** i) for i in range(6)]
 
 
@@ -61,12 +66,15 @@ def make_group(rows: list[Row]) -> Group:
     return Group("u", 0, sample, tuple(made))
 
 
-def make_plan(loss: str, *, world_size: int = 2, lr: float = 1e-3, minibatches: int = 1, advantage: float | None = None) -> UpdatePlan:
-    items = [
+def items_of(rows: list[Row], advantage: float | None = None) -> list[Item]:
+    return [
         Item(i // 2, i % 2, row.advantage if advantage is None else advantage, row.tokens.length, int(row.tokens.loss_mask.sum()))
-        for i, row in enumerate(ROWS)
+        for i, row in enumerate(rows)
     ]
-    return plan_update(items, world_size=world_size, micro_batch_tokens=120, minibatches=minibatches, loss=loss, lr=lr)
+
+
+def make_plan(loss: str, *, world_size: int = 2, lr: float = 1e-3, minibatches: int = 1, advantage: float | None = None) -> UpdatePlan:
+    return plan_update(items_of(ROWS, advantage), world_size=world_size, micro_batch_tokens=120, minibatches=minibatches, loss=loss, lr=lr)
 
 
 def put_groups() -> list[ray.ObjectRef]:
@@ -101,9 +109,23 @@ def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
 
 def test_zero_2_trains_publishes_skips_saves_and_recovers(base: Path, cluster: None, tmp_path: Path) -> None:
     config = settings(base, 2)
+    config.learner.micro_batch_tokens = 0
+    config.agent.max_total_tokens, config.model.max_pixels, config.model.thumbnail_max_pixels = 300, 784 * 16, 784
+    config.grpo.groups_per_step, config.grpo.group_size, config.grpo.minibatches = 3, 4, 1
     group = LearnerGroup(config, str(base))
     group.start()
     refs = put_groups()
+
+    # the largest micro-batch: nothing fits into no memory; with all there is, a rank's whole share of a step does
+    config.learner.memory_share = 1e-6
+    with pytest.raises(LearnerError, match="find_micro_batch must come"):
+        group.plan([], minibatches=1, loss="sft", lr=0.0)
+    with pytest.raises(LearnerError, match=r"300 tokens do not fit into memory: set, in this order, learner.gradient_checkpointing=true"):
+        group.find_micro_batch()
+    config.learner.memory_share = 1.0
+    assert group.find_micro_batch() == 16 * 300, "sft.batch_size rows on two ranks"
+    plan = group.plan(items_of(ROWS), minibatches=1, loss="sft", lr=0.0)
+    assert [len(rank) for rank in plan.minibatches[0].ranks] == [1, 1]
     assert_same(weights_of(group), {name: p.detach() for name, p in named_weights(load_policy(base)).items()})
 
     # two ranks with two micro-batches each take the same steps as one plain process
@@ -216,20 +238,27 @@ def test_zero_3_takes_the_same_steps(base: Path, cluster: None, tmp_path: Path) 
     group.shutdown()
 
 
+def merged_by_an_engine(group: LearnerGroup, start: Weights) -> Weights:
+    """What an engine makes of published adapters and of its own weights."""
+    adapters = collect(weights_of(group))
+    assert len(adapters) == 14
+    return {name: adapters[module].merged(t) if (module := name.removesuffix(".weight")) in adapters else t for name, t in start.items()}
+
+
 def test_adapters_learn_alone_and_are_their_own_reference(base: Path, cluster: None, tmp_path: Path) -> None:
     config = settings(base, 2)
-    config.learner.lora = LoRAConfig(rank=4, alpha=8)
+    config.learner.lora, config.learner.bucket_bytes = LoRAConfig(rank=4, alpha=8, sync="adapter"), 10_000
     group = LearnerGroup(config, str(base))
     group.start()
     refs = put_groups()
     start = {name: p.detach() for name, p in named_weights(load_policy(base)).items()}
-    assert_same(weights_of(group), start)
+    assert_same(merged_by_an_engine(group, start), start)
     group.set_reference()
     first = group.update(make_plan("grpo", lr=1e-2), refs)
     second = group.update(make_plan("grpo", lr=1e-2), refs)
     assert first["kl"] == pytest.approx(0.0, abs=1e-7), "the policy is still its own reference"
     assert second["kl"] > 1e-5
-    trained = weights_of(group)
+    trained = merged_by_an_engine(group, start)
     changed = {name for name, tensor in trained.items() if not torch.equal(tensor, start[name])}
     assert changed == {
         name for name in start if name.endswith(tuple(f"{t}.weight" for t in config.learner.lora.targets)) and ".visual." not in name
@@ -239,27 +268,65 @@ def test_adapters_learn_alone_and_are_their_own_reference(base: Path, cluster: N
     assert_same(consolidated(tmp_path / "checkpoint", config), trained, 1e-6)
     third = group.update(make_plan("grpo", lr=1e-2), refs)
     group.restart(tmp_path / "checkpoint")
-    assert_same(weights_of(group), trained, 1e-6)
+    assert_same(merged_by_an_engine(group, start), trained, 1e-6)
     again = group.update(make_plan("grpo", lr=1e-2), refs)
     assert again["kl"] == pytest.approx(third["kl"], rel=1e-3)
     assert again["grad_norm"] == pytest.approx(third["grad_norm"], rel=1e-3)
 
     group.export(tmp_path / "exported")
     merged = Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path / "exported")
-    assert_same({name: p.detach() for name, p in merged.named_parameters()}, weights_of(group))
+    assert_same({name: p.detach() for name, p in merged.named_parameters()}, merged_by_an_engine(group, start))
     group.shutdown()
 
 
-def test_offloaded_state_takes_the_same_steps(base: Path, cluster: None) -> None:
-    config = settings(base, 3)
-    config.learner.offload, config.learner.reference = "all", "host"
-    group = LearnerGroup(config, str(base))
-    group.start()
-    refs = put_groups()
-    group.set_reference()
-    for _ in range(2):
-        group.update(make_plan("sft", advantage=1.0), refs)
-    expected, _ = torch_only(base, config, 2)
-    assert_same(weights_of(group), expected, 3e-4)
-    assert group.update(make_plan("grpo"), refs)["kl"] > 0
-    group.shutdown()
+class Stages:
+    """One rank, built anew for each setting in the same process: it is starting processes that takes the time."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def address(self) -> tuple[str, int]:
+        from mmsr_ray.learner.rank import LearnerRank
+
+        return LearnerRank(self._number, settings(Path(), 0), "").address()
+
+    def step(self, config: Config, base: str, address: tuple[str, int], plan: UpdatePlan, refs: list[ray.ObjectRef]) -> list[Weights]:
+        """Weights at the start, after a rehearsal and after a step, as rank 0 publishes them."""
+        from mmsr_ray.learner.rank import LearnerRank
+
+        rank = LearnerRank(self._number, config, base)
+        rank.start(*address)
+        rank.set_reference()
+
+        def weights() -> Weights:
+            return {name: packed.tensor() for bucket in rank.publish(0) for name, packed in bucket.items()}
+
+        seen = [weights()]
+        rest = rank.room().own
+        assert rank.rehearse(700) > rest > 0
+        seen.append(weights())
+        assert rank.update(plan, refs)["skipped"] == 0.0
+        seen.append(weights())
+        assert rank.update(make_plan("grpo"), refs)["kl"] > 0
+        assert rank.update(plan_update([], world_size=2, micro_batch_tokens=1), refs)["loss"] == 0.0, "nothing to train"
+        return seen
+
+
+def test_every_stage_takes_the_step_of_plain_adamw_and_a_rehearsal_changes_nothing(base: Path, cluster: None) -> None:
+    actor: Any = ray.remote(num_cpus=0.5, runtime_env={"env_vars": {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}})(Stages)
+    ranks = [actor.remote(number) for number in range(2)]
+    address = ray.get(ranks[0].address.remote(), timeout=120)
+    plan, refs = make_plan("sft", advantage=1.0), put_groups()
+    start = {name: p.detach() for name, p in named_weights(load_policy(base)).items()}
+    for stage, offload in ((0, "none"), (1, "none"), (2, "none"), (3, "none"), (3, "all")):
+        config = settings(base, stage)
+        config.learner.offload, config.learner.reference = offload, "host" if offload == "all" else "device"
+        config.agent.max_total_tokens, config.model.max_pixels, config.model.thumbnail_max_pixels = 300, 784 * 16, 784
+        expected, _ = torch_only(base, config, 1)
+        found, _ = ray.get([rank.step.remote(config, str(base), address, plan, refs) for rank in ranks], timeout=120)
+        assert_same(found[0], start)
+        assert_same(found[1], start)
+        assert_same(found[2], expected, STEP_TOLERANCE)
+        assert max(float((found[2][name] - tensor).abs().mean()) for name, tensor in expected.items()) < MEAN_TOLERANCE
+    for rank in ranks:
+        ray.kill(rank)

@@ -76,3 +76,17 @@ def test_impossible_arguments() -> None:
         plan_update([], world_size=1, micro_batch_tokens=1, packing="sometimes")
     with pytest.raises(ValueError, match="at least 1"):
         plan_update([], world_size=0, micro_batch_tokens=1)
+
+
+@pytest.mark.parametrize("packing", ["never", "always", "auto"])
+def test_answers_of_one_token(packing: str) -> None:
+    items = [Item(group=i // 4, trajectory=i % 4, advantage=1.0, length=2, sampled_tokens=1) for i in range(12)]
+    plan = plan_update(items, world_size=2, micro_batch_tokens=3, minibatches=2, packing=packing)
+    assert sorted(plan.items, key=lambda i: (i.group, i.trajectory)) == items
+    assert [mini.sampled_tokens for mini in plan.minibatches] == [mini.sequences for mini in plan.minibatches]
+    assert {len(portion.items) for mini in plan.minibatches for rank in mini.ranks for portion in rank} == {1}
+
+
+def test_nothing_to_train_is_no_mini_batch() -> None:
+    plan = plan_update([], world_size=2, micro_batch_tokens=10, minibatches=4)
+    assert (plan.minibatches, plan.items, plan.groups_of(1)) == ((), [], [])

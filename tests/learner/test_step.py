@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -94,3 +95,25 @@ def test_the_benchmark_runs_where_there_is_no_gpu() -> None:
     assert result["logprob_difference_padded_packed"] < 1e-3
     assert result["packed"]["real_tokens"] == result["packed"]["computed_tokens"] == result["padded"]["real_tokens"]
     assert result["packed_over_padded"] > 0
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_answers_of_one_token_train(cache: PatchCache, preset: str) -> None:
+    """Also beside an empty micro-batch, which is what a rank without rows is given."""
+    rows = [make_row(i, length=30) for i in range(4)]
+    for row in rows:
+        row.tokens.loss_mask[:] = False
+        row.tokens.loss_mask[-1] = True
+    items = [Item(i, 0, (-1.0) ** i, row.tokens.length, 1) for i, row in enumerate(rows[:3])]
+    mini = plan_update(items, world_size=2, micro_batch_tokens=1, packing="auto").minibatches[0]
+    assert [[len(portion.items) for portion in rank] for rank in mini.ranks] == [[1, 1], [1, 0]]
+    policy, losses = make_policy(), []
+    for portion in (portion for rank in mini.ranks for portion in rank):
+        batch = collate_portion(portion, lambda item: replace(rows[item.group], advantage=item.advantage), policy, cache)
+        out = contribution(policy, batch, mini, objective=resolve(LossConfig(preset=preset), longest=30), temperature=1.0)
+        out.loss.backward()
+        losses.append(out.loss.item())
+    assert all(math.isfinite(loss) for loss in losses)
+    assert losses[-1] == 0.0
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in policy.parameters())
+    assert any(p.grad is not None and p.grad.any() for p in policy.parameters())

@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmsr_ray.config import LearnerConfig, LoRAConfig
 from mmsr_ray.learner.batch import collate
 from mmsr_ray.learner.model import Policy, named_weights
 from mmsr_ray.learner.pictures import PatchCache
+from mmsr_ray.learner.settings import LearnerConfig, LoRAConfig
 from mmsr_ray.learner.trainable import adapted_layers, checkpoint_weights, choose, reference_mode, trained_parameters
 from tests.learner.conftest import make_policy, make_row
 

@@ -18,11 +18,13 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from safetensors.torch import load_file
 
 from mmsr_ray.config import Config, load, to_dict
+from mmsr_ray.learner.settings import LoRAConfig
 from mmsr_ray.rollout.activity import Reading, State
 from mmsr_ray.rollout.engine import load_codec
 from mmsr_ray.rollout.update import UpdateMode
 from mmsr_ray.tools.tape import TapeMiss
 from mmsr_ray.types import Generation, Group, GroupSummary, Outcome, Sample, Sampling, SealedTokens, Ticket, ToolFailure
+from mmsr_ray.weights.adapters import Adapter
 from mmsr_ray.weights.publisher import buckets
 from mmsr_ray.weights.store import start_store, store_name
 from tests.rollout import scripted
@@ -51,14 +53,20 @@ class Run:
 
     def publish(self, scale: float = 1.0) -> int:
         """The model folder's weights, scaled, as the next version."""
+        return self.publish_tensors(_scaled(self.weights, scale))
+
+    def publish_tensors(self, tensors: dict[str, torch.Tensor]) -> int:
         self.version += 1
-        refs = [ray.put(bucket) for bucket in buckets(_scaled(self.weights, scale).items(), torch.float32, 1 << 20)]
+        refs = [ray.put(bucket) for bucket in buckets(tensors.items(), None, 1 << 20)]
         self._owned = [*self._owned[-1:], refs]
         ray.get(self.store.publish.remote(self.version, refs), timeout=WAIT)
         return self.version
 
     def sync(self, scale: float = 1.0) -> dict[str, float]:
         return ray.get(self.runner.sync_weights.remote(self.publish(scale)), timeout=WAIT)
+
+    def sync_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
+        ray.get(self.runner.sync_weights.remote(self.publish_tensors(tensors)), timeout=WAIT)
 
     def on_runner(self, function: Callable[..., Any], *args: Any) -> Any:
         return ray.get(self.runner.apply.remote(function, *args), timeout=WAIT)
@@ -76,6 +84,26 @@ class Run:
 def _scaled(weights: dict[str, torch.Tensor], scale: float) -> dict[str, torch.Tensor]:
     """The language model's layers and its embedding, which is the head too, times `scale`."""
     return {name: t * scale if "layers" in name or "embed_tokens" in name else t for name, t in weights.items()}
+
+
+def _adapters(weights: dict[str, torch.Tensor], kinds: tuple[str, ...], size: float) -> dict[str, Adapter]:
+    """Random adapters on the language model's layers of these names."""
+    generator = torch.Generator().manual_seed(0)
+    made = {}
+    for name, weight in weights.items():
+        if name.endswith(tuple(f"{kind}.weight" for kind in kinds)) and "visual" not in name:
+            a, b = torch.randn(4, weight.shape[1], generator=generator), torch.randn(weight.shape[0], 4, generator=generator)
+            made[name.removesuffix(".weight")] = Adapter(a, size * b, 0.5)
+    return made
+
+
+def _named(adapters: dict[str, Adapter]) -> dict[str, torch.Tensor]:
+    return {name: tensor for module, adapter in adapters.items() for name, tensor in adapter.named(module)}
+
+
+def _merged(weights: dict[str, torch.Tensor], adapters: dict[str, Adapter]) -> dict[str, torch.Tensor]:
+    own = {f"{module}.weight": adapter for module, adapter in adapters.items()}
+    return {name: own[name].merged(weight) if name in own else weight for name, weight in weights.items()}
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +151,25 @@ def test_an_update_changes_outputs_and_the_old_weights_restore_them_bit_for_bit(
     assert changed.logprobs != before.logprobs
     assert (restored.token_ids, restored.logprobs) == (before.token_ids, before.logprobs)
     assert set(restored.versions) == {run.version}
+
+
+@pytest.mark.parametrize("kinds", [("q_proj", "down_proj"), LoRAConfig().targets])
+def test_adapters_make_the_weights_that_they_make_merged(run: Run, kinds: list[str]) -> None:
+    """q_proj alone is the hard case: the engine has one layer for q, k and v, which it can only reload whole."""
+    before = run.greedy("what is this?", 1, 2)
+    adapters = _adapters(run.weights, tuple(kinds), 0.05)
+    named = _named(adapters)
+    run.sync_tensors(named)
+    sent_alone = run.greedy("what is this?", 1, 2)
+    run.sync_tensors(_merged(run.weights, adapters))
+    sent_merged = run.greedy("what is this?", 1, 2)
+    run.sync_tensors(_named({module: adapter._replace(scale=0.0) for module, adapter in adapters.items()}))
+    untrained = run.greedy("what is this?", 1, 2)
+    assert sent_alone.token_ids == sent_merged.token_ids
+    np.testing.assert_allclose(sent_alone.logprobs, sent_merged.logprobs, atol=1e-6)
+    assert np.abs(np.array(sent_alone.logprobs) - before.logprobs).max() > 1e-3
+    assert (untrained.token_ids, untrained.logprobs) == (before.token_ids, before.logprobs)
+    assert sum(t.nbytes for t in named.values()) < sum(t.nbytes for t in run.weights.values()) / 4
 
 
 def test_no_cache_survives_an_update(run: Run) -> None:
@@ -362,13 +409,16 @@ def test_a_picture_that_cannot_be_read_drops_the_group_and_nothing_else(run: Run
 
 
 def test_a_dead_engine_restarts_the_runner_with_the_newest_weights(run: Run, sample: Sample) -> None:
-    run.sync(1.2)
+    """Here adapters, so that they are also what a fresh engine is sent first."""
+    run.sync()
+    adapters = _named(_adapters(run.weights, ("o_proj", "up_proj"), 0.05))
+    run.sync_tensors(adapters)
     before = run.greedy("what is this?", 1)
     pids = run.on_runner(scripted.kill_engine)
     doomed = run.runner.sample_group.options(num_returns=2).remote(Ticket("u1", 0, 0, [sample]), 2, 1)
     with pytest.raises(RayActorError):  # callers see a dead actor, not bad data
         ray.get(doomed, timeout=30)
-    latest = run.publish(1.2)  # published while the runner is down
+    latest = run.publish_tensors(adapters)  # published while the runner is down
     assert _pong(run) == "pong"
     assert ray.get(run.runner.version.remote(), timeout=WAIT) == latest
     assert run.greedy("what is this?", 1).logprobs == before.logprobs
