@@ -14,6 +14,7 @@ from typing import Any, cast
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mmsr_ray.learner.colocation import complaint as colocation_complaint
 from mmsr_ray.learner.objective import LossConfig
 from mmsr_ray.learner.objective import complaint as loss_complaint
 from mmsr_ray.rewards.settings import RewardConfig
@@ -188,6 +189,7 @@ class LearnerConfig:
     freeze_vision: bool = False  # the vision tower keeps its weights
     lora: LoRAConfig = field(default_factory=LoRAConfig)
     offload: str = "none"  # none | optimizer | all: what ZeRO keeps in host memory ("all" adds the weights; stage 3 only)
+    colocated: bool = False  # runner i and rank i share a card and take turns; see mmsr_ray/weights/README.md
     reference: str = "device"  # device | host: where the frozen model of the KL term rests; adapters need none
     threads: int = 1
     weight_decay: float = 0.01
@@ -399,8 +401,8 @@ def validate(c: Config) -> None:
         c.grpo.lr_schedule in ("sigmoid", "constant", "cosine"),
         f"grpo.lr_schedule={c.grpo.lr_schedule!r}: choose sigmoid, constant or cosine",
     )
-    said = loss_complaint(c.grpo.loss)
-    _require(not said, said)
+    for said in (loss_complaint(c.grpo.loss), colocation_complaint(c.learner, c.rollout, c.grpo.staleness)):
+        _require(not said, said)
     _require(0 < c.rollout.temperature <= 2, f"rollout.temperature={c.rollout.temperature}: choose a value above 0 and at most 2")
     _require(c.rollout.min_survivors >= 2, "rollout.min_survivors must be at least 2")
     _require(

@@ -39,6 +39,7 @@ from mmsr_ray.algorithms.ledger import Entry, Ledger
 from mmsr_ray.algorithms.record import MetricsFile, rollout_record, staleness_of, time_record
 from mmsr_ray.algorithms.sampling import Sampler
 from mmsr_ray.algorithms.spending import Spending
+from mmsr_ray.algorithms.turns import turns
 from mmsr_ray.config import from_dict
 from mmsr_ray.evaluation.rows import measure_rows
 from mmsr_ray.learner.group import LearnerError
@@ -87,6 +88,7 @@ class GRPO(Algorithm):
         self.spending = Spending(self.c, self.folder)
         self.parts = parts.start(self.c, self.config, logdir=self.logdir, trial=self.trial_id)
         self.env_runner_group = self.parts.runners
+        self.turns = turns(self.c, self.parts.runners, self.parts.learners, self.parts.store)
         self.ledger = Ledger(self.c.grpo.groups_per_step, self.c.grpo.staleness, self.c.grpo.loss_limit, self.c.grpo.steps)
         self.sampler = Sampler(self.c, self.parts.runners, self.parts.feeder, self.ledger, self._sync)
         self._last_state = self._small_state(learner=None)
@@ -136,6 +138,7 @@ class GRPO(Algorithm):
         stale = staleness_of(groups, self.version, self.c.grpo.staleness)
         collected = time.monotonic()
         try:
+            self.turns.to_learner()
             with self.metrics.log_time((TIMERS, "learn")):
                 learned = self._learn(batch, groups)
                 learn_seconds = time.monotonic() - collected
@@ -205,11 +208,9 @@ class GRPO(Algorithm):
 
     def _publish(self) -> None:
         """Publish the learner's weights as `self.version` and bring every healthy runner to it."""
-        references = self.parts.learners.publish(self.version)
-        ray.get(self.parts.store.publish.remote(self.version, references), timeout=self.c.grpo.sync_seconds)
-        self._sync()
+        self.turns.publish(self.version)
 
-    def _sync(self, only: list[int] | None = None) -> None:
+    def _sync(self, only: list[int]) -> None:
         self.parts.runners.sync(self.version, only=only, timeout=self.c.grpo.sync_seconds)
 
     def restore_env_runners(self, env_runner_group: EnvRunnerGroup) -> list[int]:
@@ -222,6 +223,7 @@ class GRPO(Algorithm):
         if self._failed_in_a_row > 1:
             raise error
         logger.error("the learner failed at step %d (%s): back to step %d", self.finished_steps + 1, error, self._last_state["step"])
+        self.turns.for_new_learner()
         parts.start_learners(self.c, self.parts.learners, self._last_state["learner"])
         self._take_state(self._last_state)
 
@@ -232,7 +234,7 @@ class GRPO(Algorithm):
     ) -> None:
         record = {"step": self.finished_steps, "version": self.version}
         record |= rollout_record(groups, search_limit=self.c.agent.search_limit) | learned
-        record |= self.ledger.reset_counts() | self.spending.after_step(self.finished_steps)
+        record |= self.turns.record() | self.ledger.reset_counts() | self.spending.after_step(self.finished_steps)
         record |= {
             "staleness_max": stale,
             "infra_errors": self.sampler.infra_errors,
@@ -296,7 +298,8 @@ class GRPO(Algorithm):
 
     def _finish_if_last(self) -> None:
         if self.finished_steps >= self.c.grpo.steps:
-            self.parts.learners.export(self.folder / "model")
+            with self.turns.borrowed(self.version):
+                self.parts.learners.export(self.folder / "model")
             self._measure("after RL")
 
     def _measure(self, label: str) -> list[dict[str, Any]]:
@@ -339,14 +342,15 @@ class GRPO(Algorithm):
 
     def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
         """Writes the learner's folder to the run folder and returns the small state that points to it."""
-        learner = checkpoints.save_learner(
-            self.parts.learners, self.folder / "checkpoints", self.finished_steps, keep=self.c.grpo.keep_checkpoints
-        )
+        folder, keep = self.folder / "checkpoints", self.c.grpo.keep_checkpoints
+        with self.turns.borrowed(self.version):
+            learner = checkpoints.save_learner(self.parts.learners, folder, self.finished_steps, keep=keep)
         self._last_state = self._small_state(str(learner))
         return self._last_state
 
     def set_state(self, state: dict[str, Any]) -> None:
         if state["learner"] is not None:
+            self.turns.to_learner()
             self.parts.learners.load(state["learner"])
         self.metrics.set_state(state[COMPONENT_METRICS_LOGGER])
         self._take_state(state)

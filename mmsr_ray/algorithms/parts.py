@@ -48,16 +48,30 @@ class Parts:
 
 
 def bundles(config: Config) -> PlacementGroupFactory:
-    """One bundle for the Algorithm, one per runner, one per learner rank, packed as far as they fit."""
+    """One bundle for the Algorithm, one per runner, one per learner rank, packed as far as they fit.
+
+    In colocated mode a runner and a rank have one bundle together, and so one card.
+    """
+    if config.learner.colocated:
+        shared = {
+            "CPU": config.rollout.cpus_per_runner + config.learner.cpus_per_rank,
+            "GPU": config.rollout.gpus_per_runner + config.learner.gpus_per_rank,
+        }
+        return _bundles([{"CPU": config.grpo.driver_cpus}, *[shared] * config.learner.world_size])
     runner = {"CPU": config.rollout.cpus_per_runner, "GPU": config.rollout.gpus_per_runner}
     rank = {"CPU": config.learner.cpus_per_rank, "GPU": config.learner.gpus_per_rank}
     wanted = [{"CPU": config.grpo.driver_cpus}, *[runner] * config.rollout.num_runners, *[rank] * config.learner.world_size]
+    return _bundles(wanted)
+
+
+def _bundles(wanted: list[dict[str, float]]) -> PlacementGroupFactory:
     return PlacementGroupFactory([{name: amount for name, amount in bundle.items() if amount} for bundle in wanted], strategy="PACK")
 
 
 def start(config: Config, rllib: GRPOConfig, *, logdir: str | None, trial: str | None) -> Parts:
     """Start all parts, engines and ranks at the same time; the learner's weights become the KL reference.
 
+    In colocated mode engines start later, when it is first their turn (`turns.Colocated`).
     Raises RunnersLost, LearnerError or DataError when one does not come up within its deadline.
     """
     # The name is new each time: a trial that Tune restarts may find its predecessor's store still there.
@@ -68,6 +82,10 @@ def start(config: Config, rllib: GRPOConfig, *, logdir: str | None, trial: str |
     learners = LearnerGroup(config, config.model.path, rank_placement(config))
     parts = Parts(store, feeder, runners, learners)
     try:
+        if config.learner.colocated:
+            ray.get(store.let_engines_in.remote(False), timeout=config.grpo.sync_seconds)
+            start_learners(config, learners)
+            return parts
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="learner-start") as pool:
             learning = pool.submit(start_learners, config, learners)
             runners.wait_until_up()
@@ -101,9 +119,9 @@ def start_learners(config: Config, learners: LearnerGroup, folder: str | None = 
 
 
 def rank_placement(config: Config) -> Callable[[int], dict[str, Any]] | None:
-    """Rank r into bundle 1 + runners + r of the trial; anywhere outside a trial."""
+    """Rank r into bundle 1 + runners + r of the trial, or into runner r's, 1 + r, to share its card; anywhere outside a trial."""
     group = ray.util.get_current_placement_group()
     if group is None:
         return None
-    first = 1 + config.rollout.num_runners
+    first = 1 if config.learner.colocated else 1 + config.rollout.num_runners
     return lambda rank: {"scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=first + rank)}

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
+from ray import ObjectRef
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
@@ -110,15 +111,30 @@ class RunnerGroup(EnvRunnerGroup):
 
     def sync(self, version: int, *, only: list[int] | None = None, timeout: float) -> None:
         """Have runners load a published version. One that fails or is late is killed and pulls it when it restarts."""
+        self.finish_sync(self.begin_sync(version, only=only), version, timeout=timeout)
+
+    def begin_sync(self, version: int, *, only: list[int] | None = None) -> dict[int, ObjectRef]:
+        """Ask runners to load a version that is being published; hand what comes back to `finish_sync`."""
+        return {i: self.actor(i).sync_weights.remote(version) for i in (self.healthy() if only is None else only)}
+
+    def finish_sync(self, calls: dict[int, ObjectRef], version: int, *, timeout: float) -> None:
+        self._settle(calls, f"load weight version {version}", timeout)
+
+    def leave(self, *, timeout: float) -> None:
+        """All runners give up their devices until the next sync, those that are starting included. One that does not is killed."""
+        self._settle({i: self.actor(i).leave_device.remote() for i in self.ids()}, "leave its device", timeout)
+
+    def _settle(self, calls: dict[int, ObjectRef], what: str, timeout: float) -> None:
+        """Wait for calls by runner. One that died is marked lost; one that is late, or raised, is killed."""
         deadline = time.monotonic() + timeout
-        for runner, call in [(i, self.actor(i).sync_weights.remote(version)) for i in (self.healthy() if only is None else only)]:
+        for runner, call in calls.items():
             try:
                 ray.get(call, timeout=max(deadline - time.monotonic(), 0.0))
             except RayActorError:
-                logger.warning("runner %d died before it loaded weight version %d", runner, version)
+                logger.warning("runner %d died: it was to %s", runner, what)
                 self.mark_lost(runner)
             except RayError:  # late, or an error of its own
-                logger.exception("runner %d did not load weight version %d within %.0f s: restarting it", runner, version, timeout)
+                logger.exception("runner %d did not %s within %.0f s: restarting it", runner, what, timeout)
                 self.kill(runner)
 
     # ------------------------------------------------------------------------------------------------ end

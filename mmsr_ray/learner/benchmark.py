@@ -58,6 +58,8 @@ class Shape:
 SHAPES = {
     "3b": Shape(2048, 11008, 36, 16, 2, 151936, tied=True),
     "7b": Shape(3584, 18944, 28, 28, 4, 152064, tied=False),
+    # no such Qwen2.5-VL was released: the language model of Qwen2.5-0.5B behind a vision tower of a quarter of the depth
+    "0.5b": Shape(896, 4864, 24, 14, 2, 151936, tied=True, vision_depth=8),
     "tiny": Shape(128, 384, 2, 4, 2, 600, tied=True, vision_depth=2, vision_hidden=64, vision_intermediate=128),
 }
 

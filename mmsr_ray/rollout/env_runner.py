@@ -63,6 +63,8 @@ class SearchEnvRunner(EnvRunner):
         self._starting: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
         self._counts: Counter[str] = Counter()
+        self._at_gate = False  # waiting until an engine may start
+        self._times_sent_away = 0
 
     # ------------------------------------------------------------------------------------------------ life
 
@@ -82,13 +84,33 @@ class SearchEnvRunner(EnvRunner):
 
     async def _start(self) -> None:
         self._tools, self._judge = self.connect_tools(), self.connect_judge()
+        store = None if self._store is None else find_store(self._store, self._settings.run.namespace)
+        if store is not None and self._settings.learner.colocated:
+            await self._wait_at_gate(store)
         await self._engine.start()
-        if self._store is not None:
-            store = find_store(self._store, self._settings.run.namespace)
+        if store is not None:
             latest = await asyncio.wait_for(store.latest.remote(), STORE_SECONDS)
             if latest != NO_VERSION:
                 await self._engine.sync(latest)
         self._watching = asyncio.create_task(self._watch())
+
+    async def _wait_at_gate(self, store: Any) -> None:
+        """Until an engine may take device memory. The driver watches how long: it kills who stays away too long in the engines' turn."""
+        self._at_gate = True
+        while True:
+            sent_away = self._times_sent_away  # an answer that was under way when the gate was shut does not count
+            if await asyncio.wait_for(store.engines_let_in.remote(), STORE_SECONDS) and sent_away == self._times_sent_away:
+                break
+            await asyncio.sleep(WATCH_SECONDS)
+        self._at_gate = False
+
+    async def leave_device(self) -> None:
+        """Give up the device until the next `sync_weights`. One that has no engine yet starts none; one that starts it, finishes first."""
+        self._times_sent_away += 1
+        if self._starting is None or self._at_gate:
+            return
+        await self.ready()
+        await self._engine.leave()
 
     async def _watch(self) -> None:
         while True:

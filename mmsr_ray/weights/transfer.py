@@ -1,8 +1,8 @@
 """vLLM's side of a weight update: a WeightTransferEngine that pulls a version's buckets from Ray's object store.
 
 Promise: after `finish_weight_update` the model holds exactly the pulled version. At the first update the names that
-were published are compared with the model's checkpoint both ways and every checksum is verified, so that a mismatch
-between learner and engine is an error at the start of a run, not a policy that quietly never changes.
+were published are compared with the model's checkpoint both ways and every checksum that came along is verified, so that
+a mismatch between learner and engine is an error at the start of a run, not a policy that quietly never changes.
 
 It lives in vLLM's worker process, which attaches to the Ray cluster as a driver of its own. Over vLLM's control plane
 go only {"version": int} and the store's name. vLLM loads it through the entry point `mmsr_weights` of the group
@@ -27,6 +27,7 @@ from safetensors import safe_open
 from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
 
 from mmsr_ray.weights.publisher import Bucket, checksum
+from mmsr_ray.weights.store import pull
 
 BACKEND = "mmsr_object_store"
 PULL_SECONDS = 300.0  # deadline of one bucket's way into this node's store
@@ -91,15 +92,12 @@ class ObjectStoreTransfer(WeightTransferEngine[StoreAddress, VersionToPull]):
         """Raises WeightMismatch at the first update where names or checksums disagree, UnknownVersion for one that is gone."""
         if self._store is None:
             raise RuntimeError("init_transfer_engine must come before an update")
-        refs = ray.get(self._store.bucket_refs.remote(update_info.version), timeout=PULL_SECONDS)
         names: list[str] = []
-        while refs:
-            bucket: Bucket = ray.get(refs.pop(0), timeout=PULL_SECONDS)  # one bucket is mapped at a time
+        for bucket in pull(self._store, update_info.version, PULL_SECONDS):
             names.extend(bucket)
             if not self._verified:
                 _verify_checksums(bucket)
             cast(Any, self.model).load_weights(_tensors(bucket, self.device))
-            del bucket
         if not self._verified:
             self._verify_names(names)
             self._verified = True
@@ -135,7 +133,7 @@ def _tensors(bucket: Bucket, device: torch.device) -> Iterator[tuple[str, torch.
 
 
 def _verify_checksums(bucket: Bucket) -> None:
-    torn = [name for name, packed in bucket.items() if checksum(packed.data) != packed.checksum]
+    torn = [name for name, packed in bucket.items() if packed.checksum is not None and checksum(packed.data) != packed.checksum]
     if torn:
         raise WeightMismatch(f"{len(torn)} weights arrived with a wrong checksum, first {torn[0]}")
 

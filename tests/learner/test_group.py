@@ -69,7 +69,7 @@ def put_groups() -> list[ray.ObjectRef]:
 
 
 def weights_of(group: LearnerGroup, version: int = 0) -> dict[str, torch.Tensor]:
-    refs = group.publish(version)
+    refs = list(group.publish(version))
     assert len(refs) > 1
     return {name: packed.tensor().clone() for bucket in ray.get(refs) for name, packed in bucket.items()}
 
