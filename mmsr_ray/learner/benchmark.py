@@ -64,10 +64,10 @@ SHAPES = {
 }
 
 
-def build(shape: Shape, device: torch.device, *, checkpointing: bool) -> Policy:
-    """Policy of a released shape with random weights, in bfloat16, made on the device."""
+def shape_config(shape: Shape) -> Qwen2_5_VLConfig:
+    """Qwen2.5-VL's config with a shape's numbers."""
     head = shape.hidden // shape.heads
-    config = Qwen2_5_VLConfig(
+    return Qwen2_5_VLConfig(
         text_config={
             "vocab_size": shape.vocabulary,
             "hidden_size": shape.hidden,
@@ -100,11 +100,15 @@ def build(shape: Shape, device: torch.device, *, checkpointing: bool) -> Policy:
         tie_word_embeddings=shape.tied,
         dtype="bfloat16",
     )
+
+
+def build(shape: Shape, device: torch.device, *, checkpointing: bool) -> Policy:
+    """Policy of a released shape with random weights, in bfloat16, made on the device."""
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
         with device:
-            hf = Qwen2_5_VLForConditionalGeneration(config)
+            hf = Qwen2_5_VLForConditionalGeneration(shape_config(shape))
     finally:
         torch.set_default_dtype(default)
     return wrap(hf, gradient_checkpointing=checkpointing)

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -28,6 +29,8 @@ from mmsr_ray.weights.store import publish, pull
 SECONDS = 120.0  # deadline of every step here
 COPIED_BYTES = 256 << 20  # of the reference copy
 DTYPE = torch.bfloat16
+VERSION = 0  # the only one of each store
+FEW_BYTES = 16 << 20  # in the object store when nothing of weight is
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +55,7 @@ def weights_of_shape(size: str, source: torch.dtype = DTYPE) -> dict[str, torch.
     for name, shape in shapes.items():
         kind = ("".join(part for part in name if not part.isdigit()), shape)
         if kind not in kinds:
-            kinds[kind] = torch.randn(shape, generator=generator).to(source)
+            kinds[kind] = (0.02 * torch.randn(shape, generator=generator)).to(source)
         made[name] = kinds[kind]
     return made
 
@@ -65,7 +68,7 @@ class Source:
         self._bucket_bytes, self._lasting = bucket_bytes, lasting
         self._staging = Staging()
 
-    def bytes(self) -> int:
+    def weight(self) -> int:
         return sum(t.numel() for t in self._weights.values()) * DTYPE.itemsize
 
     def publish(self) -> Iterator[Bucket]:
@@ -75,55 +78,74 @@ class Source:
 class Sink:
     """An engine's worker, as far as weights go."""
 
-    def __init__(self, size: str, store: ActorHandle) -> None:
+    def __init__(self, size: str) -> None:
         self._weights = {name: torch.zeros_like(t) for name, t in weights_of_shape(size).items()}
-        self._store = store
 
-    def load(self, version: int) -> None:
-        for bucket in pull(self._store, version, SECONDS):
+    def load(self, store: ActorHandle) -> None:
+        for bucket in pull(store, VERSION, SECONDS):
             for name, packed in bucket.items():
                 self._weights[name].copy_(packed.tensor())
 
 
-def way(size: str, store: ActorHandle, *, bucket_bytes: int, rounds: int, source: torch.dtype = DTYPE, lasting: bool = True) -> Way:
+def way(
+    size: str,
+    new_store: Callable[[], ActorHandle],
+    *,
+    bucket_bytes: int,
+    rounds: int,
+    source: torch.dtype = DTYPE,
+    lasting: bool = True,
+) -> Way:
     """Seconds from a publisher to a receiver, each a process of its own. Every kind of round runs once unmeasured first.
 
-    `store` must be fresh. In the object store lie at most two versions.
+    Each round has a store of its own and waits until the version before has left memory: one version lies there at a time.
     """
-    sender = ray.remote(num_cpus=0)(Source).remote(size, bucket_bytes, source, lasting)
-    sink: Any = ray.remote(num_cpus=0)(Sink).remote(size, store)
-    version = ray.get(cast(Any, store).latest.remote(), timeout=SECONDS)
-    weight: int = ray.get(cast(Any, sender).bytes.remote(), timeout=SECONDS)
+    sender: Any = ray.remote(num_cpus=0)(cast(Any, Source)).remote(size, bucket_bytes, source, lasting)
+    sink: Any = ray.remote(num_cpus=0)(cast(Any, Sink)).remote(size)
+    weight: int = ray.get(sender.weight.remote(), timeout=SECONDS)
     seconds: dict[str, list[float]] = {"publish": [], "load": [], "together": [], "along": []}
     for _ in range(rounds + 1):
-        version += 1
-        began = time.perf_counter()
-        _publish(store, version, sender)
-        published = time.perf_counter()
-        ray.get(sink.load.remote(version), timeout=SECONDS)
-        loaded = time.perf_counter()
-        version += 1
-        loading = None
-        again = time.perf_counter()
-        loading = _publish(store, version, sender, sink)
-        ray.get(loading, timeout=SECONDS)
-        for name, value in zip(seconds, (published - began, loaded - published, loaded - began, time.perf_counter() - again), strict=True):
-            seconds[name].append(value)
+        with _empty_store(new_store) as store:
+            began = time.perf_counter()
+            _publish(store, sender)
+            published = time.perf_counter()
+            ray.get(sink.load.remote(store), timeout=SECONDS)
+            seconds["publish"].append(published - began)
+            seconds["load"].append(time.perf_counter() - published)
+            seconds["together"].append(time.perf_counter() - began)
+        with _empty_store(new_store) as store:
+            began = time.perf_counter()
+            ray.get(_publish(store, sender, sink), timeout=SECONDS)
+            seconds["along"].append(time.perf_counter() - began)
     for actor in (sender, sink):
         ray.kill(actor)
-    return Way(weight, **{name: statistics.median(values[1:]) for name, values in seconds.items()})
+    return Way(weight, **{kind: statistics.median(values[1:]) for kind, values in seconds.items()})
 
 
-def _publish(store: ActorHandle, version: int, sender: Any, sink: Any = None) -> ray.ObjectRef | None:
-    """Publish a version, and have the sink load along."""
-    loading = None
+@contextmanager
+def _empty_store(new_store: Callable[[], ActorHandle]) -> Iterator[ActorHandle]:
+    """A store that answers; at the end it and what was published are gone."""
+    store = new_store()
+    ray.get(cast(Any, store).latest.remote(), timeout=SECONDS)
+    yield store
+    ray.kill(store)
+    deadline = time.monotonic() + SECONDS
+    while ray.cluster_resources()["object_store_memory"] - ray.available_resources()["object_store_memory"] > FEW_BYTES:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"a version was still in the object store {SECONDS:.0f} s after it was dropped")
+        time.sleep(0.1)
+
+
+def _publish(store: ActorHandle, sender: Any, sink: Any = None) -> list[ray.ObjectRef]:
+    """Publish a version, and have the sink load along; its calls."""
+    loading: list[ray.ObjectRef] = []
 
     def stream() -> Iterator[ray.ObjectRef]:
-        nonlocal loading
-        loading = None if sink is None else sink.load.remote(version)  # the version is open by now
+        if sink is not None:
+            loading.append(sink.load.remote(store))  # the version is open by now
         yield from sender.publish.options(num_returns="streaming").remote()
 
-    publish(store, version, stream(), SECONDS)
+    publish(store, VERSION, stream(), SECONDS)
     return loading
 
 
