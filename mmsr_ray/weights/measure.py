@@ -10,6 +10,7 @@ far beyond any cache, and needs no 15 GB beside the object store.
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -44,15 +45,22 @@ class Way:
     along: float  # the receiver loads while the rest is being published
 
 
+def _shapes(size: str) -> dict[str, tuple[int, ...]]:
+    policy = build(SHAPES[size], torch.device("meta"), checkpointing=False)
+    return {weight.name: tuple(weight.parameters[0].shape) for weight in checkpoint_weights(policy)}
+
+
+def version_bytes(size: str) -> int:
+    """What a version of a size weighs in DTYPE."""
+    return sum(math.prod(shape) for shape in _shapes(size).values()) * DTYPE.itemsize
+
+
 def weights_of_shape(size: str, source: torch.dtype = DTYPE) -> dict[str, torch.Tensor]:
     """Real names and shapes of a size of `learner.benchmark.SHAPES`, random values; tensors of a layer share memory with the next one's."""
-    shapes = {
-        w.name: tuple(w.parameters[0].shape) for w in checkpoint_weights(build(SHAPES[size], torch.device("meta"), checkpointing=False))
-    }
     generator = torch.Generator().manual_seed(0)
     kinds: dict[tuple[str, tuple[int, ...]], torch.Tensor] = {}
     made = {}
-    for name, shape in shapes.items():
+    for name, shape in _shapes(size).items():
         kind = ("".join(part for part in name if not part.isdigit()), shape)
         if kind not in kinds:
             kinds[kind] = (0.02 * torch.randn(shape, generator=generator)).to(source)
@@ -67,9 +75,6 @@ class Source:
         self._weights = weights_of_shape(size, source)
         self._bucket_bytes, self._lasting = bucket_bytes, lasting
         self._staging = Staging()
-
-    def weight(self) -> int:
-        return sum(t.numel() for t in self._weights.values()) * DTYPE.itemsize
 
     def publish(self) -> Iterator[Bucket]:
         yield from buckets(self._weights.items(), DTYPE, self._bucket_bytes, lasting=self._lasting, checksums=False, staging=self._staging)
@@ -102,7 +107,6 @@ def way(
     """
     sender: Any = ray.remote(num_cpus=0)(cast(Any, Source)).remote(size, bucket_bytes, source, lasting)
     sink: Any = ray.remote(num_cpus=0)(cast(Any, Sink)).remote(size)
-    weight: int = ray.get(sender.weight.remote(), timeout=SECONDS)
     seconds: dict[str, list[float]] = {"publish": [], "load": [], "together": [], "along": []}
     for _ in range(rounds + 1):
         with _empty_store(new_store) as store:
@@ -119,7 +123,7 @@ def way(
             seconds["along"].append(time.perf_counter() - began)
     for actor in (sender, sink):
         ray.kill(actor)
-    return Way(weight, **{kind: statistics.median(values[1:]) for kind, values in seconds.items()})
+    return Way(version_bytes(size), **{kind: statistics.median(values[1:]) for kind, values in seconds.items()})
 
 
 @contextmanager
