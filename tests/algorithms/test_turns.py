@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from mmsr_ray.algorithms.parts import bundles
 from mmsr_ray.algorithms.turns import Apart, Colocated
+from mmsr_ray.config import load
 from mmsr_ray.learner.group import LearnerError
 
 
@@ -167,3 +169,11 @@ def test_apart_a_failed_publish_still_hears_the_runners_out() -> None:
     with pytest.raises(LearnerError):
         Apart(card, card.publish, seconds=1, along=True).publish(1)  # type: ignore[arg-type]
     assert card.log[-1] == "engines finish 1"
+
+
+def test_a_runner_and_a_rank_have_one_bundle_and_so_one_card() -> None:
+    settings = ["model.path=m", "data.train=t", "data.test=t", "rollout.num_runners=2", "grpo.driver_cpus=0.5"]
+    settings += ["rollout.gpus_per_runner=0.5", "learner.gpus_per_rank=0.5", "rollout.cpus_per_runner=2"]
+    apart = bundles(load(None, settings)).bundles
+    assert apart == [{"CPU": 0.5}, *[{"CPU": 2.0, "GPU": 0.5}] * 2, *[{"CPU": 1.0, "GPU": 0.5}] * 2]
+    assert bundles(load(None, [*settings, "learner.colocated=true"])).bundles == [{"CPU": 0.5}, *[{"CPU": 3.0, "GPU": 1.0}] * 2]
