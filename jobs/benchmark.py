@@ -4,9 +4,11 @@
 
 Suites: `rollout` (the runner against bare vLLM; what slow tools cost a step), `weights` (a weight update by model size, as a
 share of memory-copy speed), `tools` (what the tool plane adds to slow services, and TRL's tool loop beside ours), `faults`
-(training with broken services against training with sound ones, three seeds, about 25 minutes), `gpu` (the learner's compute
-core; needs one GPU). With check=true a ratio that is a tenth worse than the committed one under tests/baselines fails. Rows
-are those of the design, section 6: ratio is value / reference_value.
+(training with broken services against training with sound ones, three seeds, about 25 minutes), `asynchrony` (synchronous training
+against asynchronous and in-flight updates under slow tools), `recovery` (seconds from each kind of kill to the next finished
+step), `growth` (where time or memory stops being flat: prompts, trajectories in flight, runners), `gpu` (the learner's compute core;
+needs one GPU). With check=true a ratio that is a tenth worse than the committed one under tests/baselines fails. Rows are
+those of the design, section 6: ratio is value / reference_value.
 """
 
 from __future__ import annotations
@@ -31,8 +33,13 @@ import jobs  # noqa: F401, I001  (before Ray, see its docstring)
 import ray
 
 from jobs.atlas_stage import world
+from jobs.benchmark_asynchrony import SETTINGS as ASYNCHRONY_SETTINGS
+from jobs.benchmark_asynchrony import asynchrony
 from jobs.benchmark_faults import SETTINGS as FAULTS_SETTINGS
 from jobs.benchmark_faults import faults
+from jobs.benchmark_growth import growth
+from jobs.benchmark_recovery import SETTINGS as RECOVERY_SETTINGS
+from jobs.benchmark_recovery import recovery
 from jobs.benchmark_rows import row
 from jobs.benchmark_tools import tools
 from jobs.benchmark_weights import weights
@@ -118,10 +125,21 @@ def gpu(config: Config) -> list[dict[str, Any]]:
 
 
 Suite = Callable[[Config], list[dict[str, Any]]]
-ON_ATLAS: dict[str, Suite] = {"rollout": rollout}  # Ray and the Atlas web run around them
-BY_THEMSELVES: dict[str, Suite] = {"tools": tools, "faults": faults, "weights": weights, "gpu": gpu}
+ON_ATLAS: dict[str, Suite] = {"rollout": rollout, "growth": growth}  # Ray and the Atlas web run around them
+BY_THEMSELVES: dict[str, Suite] = {
+    "tools": tools,
+    "faults": faults,
+    "weights": weights,
+    "asynchrony": asynchrony,
+    "recovery": recovery,
+    "gpu": gpu,
+}
 SUITES = ON_ATLAS | BY_THEMSELVES
-SETTINGS = {"faults": FAULTS_SETTINGS}  # of a suite, over the config's and under the command line's
+SETTINGS = {  # of a suite, over the config's and under the command line's
+    "faults": FAULTS_SETTINGS,
+    "asynchrony": ASYNCHRONY_SETTINGS,
+    "recovery": RECOVERY_SETTINGS,
+}
 
 
 def measure(suite: str, config: Config) -> list[dict[str, Any]]:

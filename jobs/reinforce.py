@@ -8,11 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray import tune
-from ray.exceptions import GetTimeoutError
-from ray.util import remove_placement_group
 
+from jobs.room import wait_for_room
 from mmsr_ray.algorithms.grpo import GRPO
 from mmsr_ray.algorithms.grpo_config import GRPOConfig
 from mmsr_ray.algorithms.parts import bundles
@@ -27,13 +25,13 @@ EXPERIMENT = "tune"
 
 
 class TrainingFailed(RuntimeError):
-    """The trial failed more often than grpo.max_failures allows, or found no room."""
+    """The trial failed more often than grpo.max_failures allows."""
 
 
 def reinforce(config: Config, model: str, folder: Path) -> str:
     """Train `model` for grpo.steps steps and return the folder of the trained one. Goes on where an earlier submission stopped.
 
-    Raises TrainingFailed with the trial's last error, and BudgetSpent when tools.budget_usd ends it before its end: with a
+    Raises NoRoom where the cluster has no place for it, TrainingFailed with the trial's last error, and BudgetSpent when tools.budget_usd ends it before its end: with a
     checkpoint, from which a later submission with a higher budget goes on. ToolsError when a replay asks for what its tape lacks.
     """
     paused = _paused_for_money(folder)
@@ -42,7 +40,7 @@ def reinforce(config: Config, model: str, folder: Path) -> str:
     # metrics.jsonl and TensorBoard are written by the algorithm itself; Tune's copies would say the same in other files.
     os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
     config = replace(config, model=replace(config.model, path=model))
-    _wait_for_room(config)
+    wait_for_room(bundles(config), config.grpo.placement_seconds)
     results = _tuner(config, folder).fit()
     if results.errors:
         if isinstance(results.errors[0], TapeMiss):
@@ -97,26 +95,3 @@ def _tuner(config: Config, folder: Path) -> tune.Tuner:
 def _restarts(config: Config) -> int:
     """A replay is not restarted: what its tape lacks now it will lack the next time."""
     return 0 if config.tools.tape.mode == "replay" else config.grpo.max_failures
-
-
-def _wait_for_room(config: Config) -> None:
-    """Reserve what a trial needs and let it go again: Tune itself would wait for ever where it does not fit.
-
-    A reservation makes an autoscaler add nodes. Raises TrainingFailed after grpo.placement_seconds.
-    """
-    needed, there = bundles(config).required_resources, ray.cluster_resources()
-    lacking = [
-        f"{amount:g} {name} (the cluster has {there.get(name, 0):g})" for name, amount in needed.items() if amount > there.get(name, 0)
-    ]
-    if lacking:
-        logger.warning("training needs %s: waiting for nodes to join", ", ".join(lacking))
-    reservation = bundles(config)()
-    try:
-        ray.get(reservation.ready(), timeout=config.grpo.placement_seconds)
-    except GetTimeoutError as error:
-        raise TrainingFailed(
-            f"no room for {dict(needed)} within grpo.placement_seconds={config.grpo.placement_seconds:.0f}: lower rollout.cpus_per_runner, "
-            "learner.cpus_per_rank or their gpus, or start Ray with more"
-        ) from error
-    finally:
-        remove_placement_group(reservation)

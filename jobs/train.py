@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the jobs pack
 from jobs.atlas_stage import demonstrations_version, make_demonstrations, world
 from jobs.connect import connect
 from jobs.reinforce import reinforce
+from jobs.room import NoRoom
 from jobs.run_folder import RunFolder, with_absolute_paths
 from jobs.warm_start import warm_start
 from mmsr_ray.agent.prompts import PromptError, PromptSet
@@ -31,6 +32,7 @@ from mmsr_ray.data.reader import read_index
 from mmsr_ray.data.schema import DataError
 from mmsr_ray.evaluation.rows import describe, read_rows
 from mmsr_ray.evaluation.summary import write_summary
+from mmsr_ray.learner.durable import NotWritten
 from mmsr_ray.observability.progress import Progress
 from mmsr_ray.observability.report import write_report
 from mmsr_ray.rollout.engine import load_codec
@@ -38,7 +40,7 @@ from mmsr_ray.tools.actor import start_tools
 from mmsr_ray.tools.errors import BudgetSpent, ToolsError
 
 OUT_OF_MONEY = 3
-USERS_TO_MEND = (ConfigError, DataError, ToolsError, CodecError, PromptError, AtlasError)
+USERS_TO_MEND = (ConfigError, DataError, ToolsError, CodecError, PromptError, AtlasError, NoRoom, NotWritten)
 
 
 def train(config: Config) -> Path:

@@ -14,11 +14,14 @@ from typing import Any, cast
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mmsr_ray.evaluation.settings import EvaluationConfig
+from mmsr_ray.evaluation.settings import complaint as evaluation_complaint
 from mmsr_ray.learner.colocation import complaint as colocation_complaint
 from mmsr_ray.learner.objective import LossConfig
 from mmsr_ray.learner.objective import complaint as loss_complaint
 from mmsr_ray.rewards.settings import RewardConfig
 from mmsr_ray.rewards.settings import complaint as reward_complaint
+from mmsr_ray.rollout.update import complaint as update_complaint
 from mmsr_ray.tools.addresses import Reach
 from mmsr_ray.tools.cache_settings import CacheConfig
 from mmsr_ray.tools.cache_settings import complaint as cache_complaint
@@ -144,7 +147,8 @@ class ToolsConfig:
 
 @dataclass
 class RolloutConfig:
-    num_runners: int = 1
+    num_runners: int = 1  # of the trial's placement group: training needs them
+    max_runners: int = 0  # with elastic ones, which join and leave as nodes do; 0: num_runners, none of them
     cpus_per_runner: float = 1.0
     gpus_per_runner: float = 0.0
     max_inflight_groups: int = 64  # per runner
@@ -164,6 +168,7 @@ class RolloutConfig:
     threads: int = 1  # OMP threads of a CPU engine
     start_seconds: float = 600.0  # deadline of an engine start
     sync_seconds: float = 300.0  # deadline of one weight update in one engine
+    update: str = "keep"  # of the weights, under turns that are being sampled: keep (they go on) | wait (they finish first)
 
 
 @dataclass
@@ -239,15 +244,6 @@ class SFTConfig:
 
 
 @dataclass
-class EvaluationConfig:
-    questions: int = 0  # 0: all
-    workflows: list[str] = field(default_factory=lambda: ["on_demand", "direct", "rag"])
-    before_training: bool = True
-    trajectories_shown: int = 12
-    deadline_seconds: float = 7200.0  # of one workflow over all questions
-
-
-@dataclass
 class AtlasConfig:
     """The made-up world; used by jobs and tests only."""
 
@@ -262,6 +258,8 @@ class AtlasConfig:
     test_questions: int = 240
     demonstrations: int = 5000
     latency_seconds: float = 0.0
+    latency_tail: float = 0.0  # spread of a log-normal whose median latency_seconds then is; 0: every request takes latency_seconds
+    latency_max_seconds: float = 3.0  # no request takes longer, where there is a tail
     failure_rate: float = 0.0
     rate_limit_rate: float = 0.0
     garbage_rate: float = 0.0
@@ -392,6 +390,12 @@ def validate(c: Config) -> None:
     _require(c.learner.world_size >= 1, "learner.world_size must be at least 1")
     _require(c.learner.packing in ("auto", "never", "always"), f"learner.packing={c.learner.packing!r}: choose auto, never or always")
     _require(c.rollout.num_runners >= 1, "rollout.num_runners must be at least 1")
+    _require(
+        c.rollout.max_runners == 0 or c.rollout.max_runners >= c.rollout.num_runners,
+        f"rollout.max_runners={c.rollout.max_runners} is below rollout.num_runners: raise it, or set 0 for no elastic runners",
+    )
+    said = update_complaint(c.rollout.update)
+    _require(not said, said)
     _require(c.grpo.group_size >= 2, "grpo.group_size must be at least 2: a group of one has no baseline")
     _require(c.grpo.driver_cpus > 0, "grpo.driver_cpus must be above 0: Ray places the Algorithm in a bundle of its own")
     _require(c.grpo.keep_checkpoints >= 1, "grpo.keep_checkpoints must be at least 1")
@@ -401,9 +405,13 @@ def validate(c: Config) -> None:
         c.grpo.lr_schedule in ("sigmoid", "constant", "cosine"),
         f"grpo.lr_schedule={c.grpo.lr_schedule!r}: choose sigmoid, constant or cosine",
     )
-    for said in (loss_complaint(c.grpo.loss), colocation_complaint(c.learner, c.rollout, c.grpo.staleness)):
-        _require(not said, said)
+    said = loss_complaint(c.grpo.loss) or evaluation_complaint(c.evaluation) or colocation_complaint(c.learner, c.rollout, c.grpo.staleness)
+    _require(not said, said)
     _require(0 < c.rollout.temperature <= 2, f"rollout.temperature={c.rollout.temperature}: choose a value above 0 and at most 2")
+    _require(
+        c.atlas.latency_tail == 0 or (c.atlas.latency_tail > 0 and c.atlas.latency_seconds > 0),
+        "atlas.latency_tail spreads requests around atlas.latency_seconds: set both, above 0",
+    )
     _require(c.rollout.min_survivors >= 2, "rollout.min_survivors must be at least 2")
     _require(
         c.agent.deadline_seconds < c.rollout.group_deadline_seconds, "rollout.group_deadline_seconds must exceed agent.deadline_seconds"

@@ -3,6 +3,7 @@
 Invariants
 - This process holds references and summaries only; tokens and pictures go from runners to learner ranks directly.
 - A step trains `groups_per_step` groups, none sampled by weights older than `staleness` versions.
+- A runner, tool actor, data feeder or weight store that dies is replaced while training goes on.
 - The weight version only grows. After a learner failure everything goes back to the last checkpoint together (learner,
   data cursor, step), under a new version, so each prompt is trained once in the history that counts.
 
@@ -19,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import ray
+from ray.actor import ActorHandle
 from ray.exceptions import RayError
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
@@ -33,15 +34,19 @@ from ray.tune import PlacementGroupFactory
 
 from mmsr_ray.algorithms import checkpoints, nonfinite, parts
 from mmsr_ray.algorithms.advantages import group_advantages
+from mmsr_ray.algorithms.during import DuringTraining
 from mmsr_ray.algorithms.grpo_config import GRPOConfig
 from mmsr_ray.algorithms.keeping import Keeper
 from mmsr_ray.algorithms.ledger import Entry, Ledger
-from mmsr_ray.algorithms.record import MetricsFile, rollout_record, staleness_of, time_record
+from mmsr_ray.algorithms.liveness import Watch
+from mmsr_ray.algorithms.record import MetricsFile, response_record, rollout_record, staleness_of
 from mmsr_ray.algorithms.sampling import Sampler
 from mmsr_ray.algorithms.spending import Spending
+from mmsr_ray.algorithms.timing import StepClock
 from mmsr_ray.algorithms.turns import turns
-from mmsr_ray.config import from_dict
+from mmsr_ray.config import from_dict, to_dict
 from mmsr_ray.evaluation.rows import measure_rows
+from mmsr_ray.learner.durable import NotWritten
 from mmsr_ray.learner.group import LearnerError
 from mmsr_ray.learner.objective import longest_answer, resolve
 from mmsr_ray.learner.plan import Item, plan_update
@@ -52,7 +57,7 @@ from mmsr_ray.types import GroupSummary
 
 logger = logging.getLogger(__name__)
 
-PUMP_SECONDS = 0.2  # how often the driver looks at the learner while rollouts go on
+PUMP_SECONDS = 0.02  # how often the driver looks at the learner while rollouts go on: so late it notices that it is done
 
 
 class GRPO(Algorithm):
@@ -88,9 +93,11 @@ class GRPO(Algorithm):
         self.spending = Spending(self.c, self.folder)
         self.parts = parts.start(self.c, self.config, logdir=self.logdir, trial=self.trial_id)
         self.env_runner_group = self.parts.runners
-        self.turns = turns(self.c, self.parts.runners, self.parts.learners, self.parts.store)
+        self.turns = turns(self.c, self.parts)
+        self.during = DuringTraining(self.c, self.folder, self._export)
         self.ledger = Ledger(self.c.grpo.groups_per_step, self.c.grpo.staleness, self.c.grpo.loss_limit, self.c.grpo.steps)
-        self.sampler = Sampler(self.c, self.parts.runners, self.parts.feeder, self.ledger, self._sync)
+        self.sampler = Sampler(self.c, self.parts.runners, self.parts.feed, self.ledger, self._tend)
+        self._watch = Watch()
         self._last_state = self._small_state(learner=None)
         self._publish()
         self._set_up_metrics()
@@ -129,22 +136,29 @@ class GRPO(Algorithm):
         if self.finished_steps == 0 and self.c.evaluation.before_training:
             self._measure("before RL")
         self.spending.before_step()
-        began = time.monotonic()
-        deadline = began + self.c.grpo.step_seconds
+        clock = StepClock(self.parts.runners.activity, self.parts.runners.lasting())
+        deadline = time.monotonic() + self.c.grpo.step_seconds
         self.sampler.reset_step()
-        with self.metrics.log_time((TIMERS, "rollout")):
-            batch = self.sampler.collect(deadline)
+        try:
+            self.turns.to_engines(self.version)
+            with self.metrics.log_time((TIMERS, "rollout")):
+                batch = self.sampler.collect(deadline)
+        except LearnerError as error:
+            self._rewind(error)
+            self._train_once()
+            return
+        clock.collected()
         groups = [entry.result.summary for entry in batch]
         stale = staleness_of(groups, self.version, self.c.grpo.staleness)
-        collected = time.monotonic()
         try:
             self.turns.to_learner()
             with self.metrics.log_time((TIMERS, "learn")):
                 learned = self._learn(batch, groups)
-                learn_seconds = time.monotonic() - collected
+            clock.learned()
             with self.metrics.log_time((TIMERS, "sync")):
                 self.version += 1
                 self._publish()
+            clock.synced()
         except (LearnerError, RayError) as error:
             self._rewind(error)
             self._train_once()
@@ -152,15 +166,8 @@ class GRPO(Algorithm):
         self.ledger.trained(batch)
         self.finished_steps += 1
         self._failed_in_a_row = 0
-        seconds = {
-            "rollout": collected - began,
-            **time_record(groups),
-            "learn": learn_seconds,
-            "sync": time.monotonic() - collected - learn_seconds,
-            "total": time.monotonic() - began,
-        }
         self._stopped = nonfinite.verdict(learned, self.finished_steps, [entry.result.group for entry in batch], self.folder)
-        self._log(batch, groups, learned, seconds, stale)
+        self._log(batch, groups, learned, clock, stale)
         if self._stopped:
             logger.critical("training stops: %s", self._stopped)
             return
@@ -210,12 +217,18 @@ class GRPO(Algorithm):
         """Publish the learner's weights as `self.version` and bring every healthy runner to it."""
         self.turns.publish(self.version)
 
-    def _sync(self, only: list[int]) -> None:
-        self.parts.runners.sync(self.version, only=only, timeout=self.c.grpo.sync_seconds)
+    def _tend(self) -> None:
+        """While groups are waited for, so the learner idles: a store that died is filled anew, a rank that died is known at once. Raises LearnerError."""
+        ranks = {f"learner rank {number}": rank for number, rank in enumerate(self.parts.learners.ranks)}
+        lost = self._watch.lost({"the weight store": self.parts.store, **ranks})
+        if dead := [name for name in lost if name in ranks]:
+            raise LearnerError(f"{' and '.join(dead)} died")
+        if lost:
+            self._publish()
 
     def restore_env_runners(self, env_runner_group: EnvRunnerGroup) -> list[int]:
         """RLlib's hook before each step; between hooks the sampler does the same."""
-        return self.parts.runners.revive(self._sync)
+        return self.parts.runners.revive()
 
     def _rewind(self, error: Exception) -> None:
         """The learner failed: restart it whole and take everything back to the last checkpoint. Raises on the second failure in a row."""
@@ -224,24 +237,31 @@ class GRPO(Algorithm):
             raise error
         logger.error("the learner failed at step %d (%s): back to step %d", self.finished_steps + 1, error, self._last_state["step"])
         self.turns.for_new_learner()
-        parts.start_learners(self.c, self.parts.learners, self._last_state["learner"])
-        self._take_state(self._last_state)
+        parts.start_learners(self.c, self.parts.learners)
+        self._take_state(self._load(self._last_state))
 
     # ------------------------------------------------------------------------------------------------ logging
 
-    def _log(
-        self, batch: Sequence[Entry], groups: Sequence[GroupSummary], learned: dict[str, float], seconds: dict[str, float], stale: int
-    ) -> None:
+    def _log(self, batch: Sequence[Entry], groups: Sequence[GroupSummary], learned: dict[str, float], clock: StepClock, stale: int) -> None:
+        seconds, overlap = clock.record()
         record = {"step": self.finished_steps, "version": self.version}
         record |= rollout_record(groups, search_limit=self.c.agent.search_limit) | learned
         record |= self.turns.record() | self.ledger.reset_counts() | self.spending.after_step(self.finished_steps)
         record |= {
             "staleness_max": stale,
             "infra_errors": self.sampler.infra_errors,
+            "runners": len(self.parts.runners.healthy()),
             "tokens_per_second": record["sampled_tokens"] / seconds["total"],
             "seconds": seconds,
+            "response_seconds": response_record(groups),
             "seconds_left": self._seconds_left(seconds["total"]),
         }
+        if self.c.grpo.staleness > 0:
+            record["overlap"] = overlap
+        if self.during.due(self.finished_steps):
+            record["evaluation"] = self.during.record(self.finished_steps, self.version, self._actors())
+            record["seconds"]["evaluation"] = record["evaluation"].pop("seconds")
+            self.spending.look()  # what an evaluation asks for is no step's
         self._write(record)
         self._log_to_rllib(record)
         self.keeper.keep([entry.result.group for entry in batch[: self.c.grpo.groups_kept]], self.finished_steps)
@@ -298,28 +318,32 @@ class GRPO(Algorithm):
 
     def _finish_if_last(self) -> None:
         if self.finished_steps >= self.c.grpo.steps:
-            with self.turns.borrowed(self.version):
-                self.parts.learners.export(self.folder / "model")
+            self._export(self.folder / "model")
             self._measure("after RL")
+
+    def _export(self, folder: Path, extra: dict[str, bytes] | None = None) -> None:
+        with self.turns.borrowed(self.version):
+            self.parts.learners.export(folder, extra)
 
     def _measure(self, label: str) -> list[dict[str, Any]]:
         """Rows of the current weights over the test questions, on the runners that train: no engine is started for it."""
-        actors = [self.parts.runners.actor(i) for i in self.parts.runners.ids()]
-        rows = measure_rows(self.c, actors, label, self.folder)
+        rows = measure_rows(self.c, self._actors(), label, self.folder)
         self.spending.look()  # what an evaluation asks for is no step's
         return rows
+
+    def _actors(self) -> list[ActorHandle]:
+        return [self.parts.runners.actor(i) for i in self.parts.runners.lasting()]
 
     # ------------------------------------------------------------------------------------------------ checkpoint
 
     def _small_state(self, learner: str | None) -> dict[str, Any]:
         """Everything but the learner, which lies in its own folder `learner` (None: still the starting model)."""
-        self.sampler.settle()
-        feeder = ray.get(self.parts.feeder.state.remote(self.ledger.charged_keys()), timeout=self.c.grpo.sync_seconds)
         return {
             "step": self.finished_steps,
             "version": self.version,
             "learner": learner,
-            "feeder": feeder,
+            "settings": to_dict(self.c),
+            "feeder": self.parts.feed.state(self.ledger.charged_keys()),
             "spending": self.spending.recent,
             COMPONENT_METRICS_LOGGER: self.metrics.get_state(),
         }
@@ -327,7 +351,7 @@ class GRPO(Algorithm):
     def _take_state(self, state: dict[str, Any]) -> None:
         """Go on from `state` under a version that no runner has seen yet. The learner must hold its weights already."""
         self.sampler.abandon()
-        ray.get(self.parts.feeder.restore.remote(state["feeder"]), timeout=self.c.grpo.sync_seconds)
+        self.parts.feed.restore(state["feeder"], timeout=self.c.grpo.sync_seconds)
         self.finished_steps = self._iteration = state["step"]
         self.version = max(self.version + 1, state["version"])
         self.spending.recent = state.get("spending", [])  # checkpoints of before the tools had prices have none
@@ -341,26 +365,44 @@ class GRPO(Algorithm):
         return []  # the ranks write their own folder; nothing of theirs passes through here
 
     def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
-        """Writes the learner's folder to the run folder and returns the small state that points to it."""
-        folder, keep = self.folder / "checkpoints", self.c.grpo.keep_checkpoints
-        with self.turns.borrowed(self.version):
-            learner = checkpoints.save_learner(self.parts.learners, folder, self.finished_steps, keep=keep)
-        self._last_state = self._small_state(str(learner))
-        return self._last_state
+        """Writes a checkpoint to the run folder and returns the state that points to it.
+
+        Where the disk does not take it, the last state stays the newest, and training goes on. Raises NotWritten after the last step.
+        """
+        target = checkpoints.folder_of(self.folder / "checkpoints", self.finished_steps)
+        state = self._small_state(str(target))
+        try:
+            with self.turns.borrowed(self.version):
+                checkpoints.save(self.parts.learners, target, state, keep=self.c.grpo.keep_checkpoints)
+        except NotWritten as error:
+            if self.finished_steps >= self.c.grpo.steps:
+                raise
+            logger.error("%s. Training goes on; the last checkpoint stays that of step %d", error, self._last_state["step"])
+            return self._last_state
+        self._last_state = state
+        return state
 
     def set_state(self, state: dict[str, Any]) -> None:
-        if state["learner"] is not None:
-            self.turns.to_learner()
-            self.parts.learners.load(state["learner"])
+        """Raises CheckpointError for a checkpoint of another run, or when neither it nor one before it is whole."""
+        checkpoints.same_run(state, to_dict(self.c))
+        state = self._load(state)
         self.metrics.set_state(state[COMPONENT_METRICS_LOGGER])
         self._take_state(state)
+
+    def _load(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Bring the learner to `state`, or to the whole one before it; returns that."""
+        self.turns.to_learner()
+        state = checkpoints.usable(state, self.parts.learners.check)
+        if state["learner"] is not None:
+            self.parts.learners.load(state["learner"])
+        return state
 
     def restore_from_path(self, path: str | Path, *args: Any, **kwargs: Any) -> None:
         Checkpointable.restore_from_path(self, path, *args, **kwargs)  # Algorithm's own would sync connectors
 
     def evaluate(self, parallel_train_future: Any = None) -> dict[str, Any]:
-        """RLlib's hook, called every `evaluation_interval` iterations where that is set."""
-        rows = self._measure(f"step {self.finished_steps}")
+        """RLlib's hook, called every `evaluation_interval` iterations where that is set; evaluation.every_steps needs it not."""
+        rows = self._measure(f"after step {self.finished_steps}")
         return {ENV_RUNNER_RESULTS: {row["name"]: row["accuracy"] for row in rows}}
 
     def cleanup(self) -> None:

@@ -122,6 +122,19 @@ class Ledger:
         """Queue a prompt again without counting a loss: nothing is wrong with it."""
         entry.stage, entry.version, entry.result = Stage.QUEUED, -1, None
 
+    def requeue(self, entry: Entry) -> None:
+        """Queue a prompt again whose group is gone through no fault of its own."""
+        self.put_back(entry)
+        self.counts["requeued"] += 1
+
+    def withdraw_unfinished(self) -> list[Key]:
+        """Forget every prompt that is queued or in flight: the feeder is about to hand them out again. Ready groups stay."""
+        gone = [entry for entry in self._entries.values() if entry.stage is not Stage.READY]
+        self.counts["requeued"] += sum(entry.stage is Stage.FLYING for entry in gone)
+        for entry in gone:
+            self._end(entry)
+        return [entry.key for entry in sorted(gone, key=lambda e: e.order)]
+
     def filter(self, entry: Entry) -> None:
         """The group carries no signal: end it untrained and free its charge."""
         self.counts["filtered"] += 1

@@ -1,33 +1,42 @@
 """The parts of a training run and how they start: weight store, data feeder, rollout runners, learner ranks.
 
 Invariant: `start` either returns all of them running or stops what it started and raises. Ranks and runners are pinned to
-bundles of the trial's placement group, so that neither can take the other's place; whatever needs no CPU floats.
+bundles of the trial's placement group, so that neither can take the other's place; store and feeder sit on the node of the
+Algorithm, so that no other node takes them along when it is lost. Elastic runners are asked for last, so that they never
+take the room of what must be there.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
+import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray
+from ray import ObjectRef
 from ray.actor import ActorHandle
+from ray.exceptions import ActorDiedError
 from ray.tune import PlacementGroupFactory
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from mmsr_ray.algorithms.feed import Feed
 from mmsr_ray.algorithms.grpo_config import GRPOConfig
 from mmsr_ray.algorithms.runners import RunnerGroup
 from mmsr_ray.config import Config
 from mmsr_ray.data.feeder import start_feeder
 from mmsr_ray.learner.group import LearnerGroup
 from mmsr_ray.learner.objective import longest_answer, resolve
-from mmsr_ray.weights.store import start_store, store_name
+from mmsr_ray.weights.store import publish, start_store, store_name
 
 logger = logging.getLogger(__name__)
 
+NAME_SECONDS = 0.1  # between attempts to take a name that is being freed
 EXTRA_CALLS = 16  # of a runner, beside its groups: pings, syncs, statistics
 
 
@@ -36,14 +45,55 @@ class Parts:
     """Everything that a training run talks to."""
 
     store: ActorHandle
-    feeder: ActorHandle
+    start_store: Callable[[], ActorHandle]  # a new one under the old name, where runners look for it
+    feed: Feed
     runners: RunnerGroup
     learners: LearnerGroup
+
+    def publish(self, version: int, opened: Callable[[], object], timeout: float) -> None:
+        """Make the learner's weights current in the store; one that died is replaced. `opened` is called when readers may ask for them.
+
+        Raises LearnerError, and RayError where the store does not answer.
+        """
+        buckets = self.learners.publish(version)
+        taken: list[ObjectRef] = []
+
+        def passed_on() -> Iterator[ObjectRef]:
+            for bucket in buckets:
+                taken.append(bucket)
+                yield bucket
+
+        try:
+            publish(self.store, version, passed_on(), timeout, opened)
+        except ActorDiedError:
+            logger.exception("the weight store died: a new one takes its place")
+            ray.kill(self.store)  # one that was lost with its node keeps its name until then
+            self.store = self._under_the_same_name(timeout)
+            publish(self.store, version, itertools.chain(taken, buckets), timeout)
+
+    def let_engines_in(self, allowed: bool, timeout: float) -> None:
+        """Whether engines may start. A store that is dead lets nobody in, nor does a new one, until it is told to."""
+        try:
+            ray.get(self.store.let_engines_in.remote(allowed), timeout=timeout)
+        except ActorDiedError:
+            if allowed:
+                raise
+            logger.exception("the weight store died: no engine starts until it is replaced")
+
+    def _under_the_same_name(self, timeout: float) -> ActorHandle:
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                return self.start_store()
+            except ValueError:  # Ray frees the name in its own time
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(NAME_SECONDS)
 
     def stop(self) -> None:
         self.runners.stop()
         self.learners.shutdown()
-        for actor in (self.feeder, self.store):
+        for actor in (self.feed.actor, self.store):
             ray.kill(actor)
 
 
@@ -76,20 +126,20 @@ def start(config: Config, rllib: GRPOConfig, *, logdir: str | None, trial: str |
     """
     # The name is new each time: a trial that Tune restarts may find its predecessor's store still there.
     name = f"{store_name(config.run.name)}-{uuid.uuid4().hex[:8]}"
-    store = start_store(name, config.run.namespace)
-    feeder = start_feeder(config.data.train, config.data, seed=config.run.seed)
+    new_store = partial(start_store, name, config.run.namespace, engines_let_in=not config.learner.colocated)
+    feed = Feed(lambda state: start_feeder(config.data.train, config.data, seed=config.run.seed, state=state), config.run.seed)
     runners = start_runners(config, rllib, store=name, logdir=logdir, trial=trial)
     learners = LearnerGroup(config, config.model.path, rank_placement(config))
-    parts = Parts(store, feeder, runners, learners)
+    parts = Parts(new_store(), new_store, feed, runners, learners)
     try:
         if config.learner.colocated:
-            ray.get(store.let_engines_in.remote(False), timeout=config.grpo.sync_seconds)
             start_learners(config, learners)
             return parts
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="learner-start") as pool:
             learning = pool.submit(start_learners, config, learners)
             runners.wait_until_up()
             learning.result()
+        runners.grow(max(config.rollout.max_runners - config.rollout.num_runners, 0))
     except BaseException:
         parts.stop()
         raise
@@ -111,10 +161,10 @@ def start_runners(
     )
 
 
-def start_learners(config: Config, learners: LearnerGroup, folder: str | None = None) -> None:
-    """Start the ranks, from a checkpoint folder if given (which holds the KL reference too)."""
-    learners.restart(folder)
-    if folder is None and resolve(config.grpo.loss, longest_answer(config.agent)).kl_coef > 0:
+def start_learners(config: Config, learners: LearnerGroup) -> None:
+    """Start the ranks on the starting model, which is the KL reference too until a checkpoint is loaded."""
+    learners.restart()
+    if resolve(config.grpo.loss, longest_answer(config.agent)).kl_coef > 0:
         learners.set_reference()
 
 

@@ -48,7 +48,7 @@ def rollout_record(groups: Sequence[GroupSummary], *, search_limit: int) -> dict
     }
 
 
-def time_record(groups: Sequence[GroupSummary]) -> dict[str, float]:
+def response_record(groups: Sequence[GroupSummary]) -> dict[str, float]:
     """Mean seconds that a response spent in the engine and in tools."""
     rows = [t for g in groups for t in g.trajectories]
     return {"generate": _mean([t.generate_seconds for t in rows]), "tools": _mean([t.tool_seconds for t in rows])}

@@ -3,7 +3,9 @@
 Invariants
 - The driver fetches summaries only. `sample_group` is called with two returns, so the Group is an object owned by this
   process: it outlives the runner that made it and is fetched by learner ranks alone.
-- Every group in flight belongs to a healthy runner and has a deadline; otherwise its prompt is queued again under the same uid.
+- Every group in flight belongs to a living runner and has a deadline; otherwise its prompt is queued again under the same uid.
+- An elastic runner may be gone at any moment: its group is ready once a copy lies on the Algorithm's node, and a prompt
+  that is lost with it comes again without blame. Groups that were ready on another node that is gone come again, too.
 """
 
 from __future__ import annotations
@@ -15,10 +17,11 @@ from dataclasses import dataclass
 
 import ray
 from ray import ObjectRef
-from ray.actor import ActorHandle
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError
+from ray.experimental import get_object_locations
 
 from mmsr_ray.algorithms.advantages import carries_signal
+from mmsr_ray.algorithms.feed import Feed, FeedError
 from mmsr_ray.algorithms.ledger import Entry, Ledger
 from mmsr_ray.algorithms.runners import RunnerGroup
 from mmsr_ray.config import Config
@@ -29,7 +32,6 @@ from mmsr_ray.types import GroupSummary
 
 logger = logging.getLogger(__name__)
 
-FEED_SECONDS = 300.0  # the data feeder must answer within this time: it may be starting its readers
 LATE_GRACE_SECONDS = 60.0  # beyond the runner's own deadline of a group
 
 
@@ -43,6 +45,7 @@ class ReadyGroup:
 
     summary: GroupSummary
     group: ObjectRef
+    stored: bool  # in the object store of some node; else small enough that this process holds it
 
 
 @dataclass(slots=True)
@@ -51,23 +54,21 @@ class _Flight:
     runner: int
     group: ObjectRef
     since: float
+    summary: GroupSummary | None = None  # known already, and the group on its way here
 
 
 class Sampler:
     """Keeps the runners busy with the prompts that the ledger admits. All waiting happens in `pump`."""
 
-    def __init__(
-        self, config: Config, runners: RunnerGroup, feeder: ActorHandle, ledger: Ledger, prepare: Callable[[list[int]], None]
-    ) -> None:
-        """`prepare(ids)` syncs weights to runners that came back, before they get a prompt."""
+    def __init__(self, config: Config, runners: RunnerGroup, feed: Feed, ledger: Ledger, tend: Callable[[], None]) -> None:
+        """`tend` is called now and then while a batch is waited for, to look after the parts that sampling does not see."""
         self._config = config
         self._runners = runners
-        self._feeder = feeder
+        self._feed = feed
         self._ledger = ledger
         self._filters = filters_groups(config.grpo.filter_groups, config.grpo.loss)
-        self._prepare = prepare
+        self._tend = tend
         self._flights: dict[ObjectRef, _Flight] = {}
-        self._feed: tuple[ObjectRef, float] | None = None  # the open request to the feeder and its start
         self.filtered_in_step = 0
         self.infra_errors = 0  # trajectories lost to infrastructure since `reset_step`
         self.out_of_money = False  # a group was refused searches: nothing more is sent out
@@ -77,10 +78,11 @@ class Sampler:
     def collect(self, deadline: float) -> list[Entry]:
         """Block until the ledger yields a batch; entries carry `ReadyGroup` results.
 
-        Raises SamplingError at `deadline` (monotonic seconds), RunnersLost when no runner comes back, and BudgetSpent when
-        the tools are out of money (TapeMiss when a replay is asked for what was not recorded); everything admitted and not trained stays charged.
+        Raises SamplingError at `deadline` (monotonic seconds), RunnersLost when no runner comes back, whatever `tend` raises,
+        and BudgetSpent when the tools are out of money (TapeMiss when a replay is asked for what was not recorded); everything
+        admitted and not trained stays charged.
         """
-        while (batch := self._ledger.take_batch()) is None:
+        while (batch := self._ledger.take_batch()) is None or self._requeue_vanished(batch):
             if self.out_of_money:
                 raise BudgetSpent("the tools refuse searches that tools.budget_usd does not pay for")
             if time.monotonic() > deadline:
@@ -88,27 +90,28 @@ class Sampler:
                     f"no full batch within grpo.step_seconds={self._config.grpo.step_seconds:.0f}: {len(self._ledger.ready())} of "
                     f"{self._ledger.groups_per_step} groups ready, {len(self._flights)} in flight on runners {self._runners.healthy()}"
                 )
+            self._tend()
             self.pump(timeout=1.0)
         return batch
 
     def pump(self, timeout: float) -> None:
         """One turn: revive runners, admit, dispatch, wait up to `timeout` seconds for something to happen, take it in."""
-        self._runners.revive(self._prepare)
+        self._runners.revive()
         self._drop_late()
         if not self.out_of_money:
             self._request_tickets()
             self._dispatch()
         waiting = list(self._flights)
-        if self._feed is not None:
-            waiting.append(self._feed[0])
+        if self._feed.request is not None:
+            waiting.append(self._feed.request)
         if not waiting:
             time.sleep(min(timeout, 0.05))
             return
         ray.wait(waiting, num_returns=1, timeout=timeout)
         for ref in ray.wait(waiting, num_returns=len(waiting), timeout=0)[0]:
-            if self._feed is not None and ref == self._feed[0]:
+            if ref == self._feed.request:
                 self._take_tickets()
-            else:
+            elif ref in self._flights:  # else forgotten a moment ago, with the feeder that had its sample
                 self._land(ref)
 
     def reset_step(self) -> None:
@@ -117,16 +120,25 @@ class Sampler:
     # ------------------------------------------------------------------------------------------------ admission
 
     def _request_tickets(self) -> None:
-        if self._feed is None:
-            if self._ledger.room > 0:
-                self._feed = (self._feeder.next_tickets.remote(self._ledger.room), time.monotonic())
-        elif time.monotonic() - self._feed[1] > FEED_SECONDS:
-            raise SamplingError(f"the data feeder did not answer within {FEED_SECONDS:.0f} s: see its log, and leave it a free CPU")
+        try:
+            self._feed.ask(self._ledger.room)
+        except FeedError as error:
+            raise SamplingError(str(error)) from error
 
     def _take_tickets(self) -> None:
-        assert self._feed is not None
-        ref, self._feed = self._feed[0], None
-        self._ledger.admit(ray.get(ref, timeout=FEED_SECONDS))
+        try:
+            tickets = self._feed.take()
+        except RayActorError as error:
+            self._renew_feed(f"the data feeder died ({type(error).__name__})")
+            return
+        self._ledger.admit(tickets)
+
+    def _renew_feed(self, why: str) -> None:
+        """Samples live and die with their feeder: a new one loads those of all prompts that are not ready yet."""
+        keys = self._ledger.withdraw_unfinished()
+        logger.error("%s: a new one takes its place and hands out %d prompts again", why, len(keys))
+        self._forget_flights()
+        self._feed.renew(keys)
 
     def _dispatch(self) -> None:
         load = dict.fromkeys(self._runners.healthy(), 0)
@@ -150,16 +162,26 @@ class Sampler:
 
     def _land(self, ref: ObjectRef) -> None:
         flight = self._flights.pop(ref)
+        if flight.summary is not None:
+            self._arrive(flight, flight.summary)
+            return
         try:
             summary: GroupSummary = ray.get(ref)
         except RayActorError:
             logger.warning("runner %d died with prompt %s: requeued", flight.runner, flight.entry.ticket.uid)
             self._runners.mark_lost(flight.runner)
-            self._lose(flight.entry, "its runner died")
+            if self._runners.elastic(flight.runner):
+                self._ledger.requeue(flight.entry)
+            else:
+                self._lose(flight.entry, "its runner died")
             return
         except TapeMiss as error:  # asking again would never end
             raise TapeMiss(f"prompt {flight.entry.ticket.uid}: {error.args[0]}") from None
-        except RayError:
+        except RayError as error:
+            if isinstance(error.cause if isinstance(error, RayTaskError) else error, ObjectLostError):
+                self._ledger.requeue(flight.entry)
+                self._renew_feed(f"the sample of prompt {flight.entry.ticket.uid} is lost, and with it maybe the data feeder")
+                return
             logger.exception("group %s failed on runner %d", flight.entry.ticket.uid, flight.runner)
             self._lose(flight.entry, "its runner raised an error")
             return
@@ -181,7 +203,20 @@ class Sampler:
             self.filtered_in_step += 1
             self._ledger.filter(entry)
             return
-        self._ledger.complete(entry, ReadyGroup(summary, flight.group))
+        stored = bool(_nodes([flight.group])[0])
+        if stored and self._runners.elastic(flight.runner):
+            flight.summary = summary
+            self._flights[flight.group] = flight  # to wait for it is to fetch it
+        else:
+            self._ledger.complete(entry, ReadyGroup(summary, flight.group, stored))
+
+    def _arrive(self, flight: _Flight, summary: GroupSummary) -> None:
+        """An elastic runner's group was fetched, or is lost."""
+        if ray.get_runtime_context().get_node_id() in _nodes([flight.group])[0]:
+            self._ledger.complete(flight.entry, ReadyGroup(summary, flight.group, stored=True))
+        else:
+            logger.warning("the group of prompt %s is lost with its elastic runner's node: requeued", flight.entry.ticket.uid)
+            self._ledger.requeue(flight.entry)
 
     def _lose(self, entry: Entry, why: str) -> None:
         if not self._ledger.lose(entry):
@@ -190,25 +225,37 @@ class Sampler:
     def _drop_late(self) -> None:
         """A group far beyond its runner's own deadline means that the runner hangs."""
         limit = self._config.rollout.group_deadline_seconds + LATE_GRACE_SECONDS
-        healthy = set(self._runners.healthy())
+        alive = set(self._runners.alive())
         for flight in list(self._flights.values()):
-            if time.monotonic() - flight.since > limit and flight.runner in healthy:
+            if time.monotonic() - flight.since > limit and flight.runner in alive:
                 logger.error("runner %d has held prompt %s for over %.0f s: restarting it", flight.runner, flight.entry.ticket.uid, limit)
                 self._runners.kill(flight.runner)
-                healthy.discard(flight.runner)
+                alive.discard(flight.runner)
+
+    def _requeue_vanished(self, batch: list[Entry]) -> bool:
+        """Groups that were ready on a node that is gone: their prompts come again. False when all of the batch is there."""
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        nodes = _nodes([entry.result.group for entry in batch])
+        gone = [entry for entry, at in zip(batch, nodes, strict=True) if entry.result.stored and not at & alive]
+        for entry in gone:
+            logger.warning("the ready group of prompt %s is lost with its node: requeued", entry.ticket.uid)
+            self._ledger.requeue(entry)
+        return bool(gone)
 
     # ------------------------------------------------------------------------------------------------ checkpoint
 
-    def settle(self) -> None:
-        """Take in tickets that the feeder was asked for, so that everything it handed out is charged."""
-        if self._feed is not None:
-            ray.wait([self._feed[0]], timeout=FEED_SECONDS)
-            self._take_tickets()
-
     def abandon(self) -> None:
         """Forget what is in flight; the ledger and the feeder are about to go back in time."""
+        self._forget_flights()
+        self.out_of_money = False
+
+    def _forget_flights(self) -> None:
         for ref in self._flights:
             ray.cancel(ref)
         self._flights.clear()
-        self._feed = None
-        self.out_of_money = False
+
+
+def _nodes(groups: list[ObjectRef]) -> list[set[str]]:
+    """Ids of the nodes that hold each, as far as this process, their owner, knows: it learns of a lost node within seconds."""
+    found = get_object_locations(groups)
+    return [set(found[group]["node_ids"]) for group in groups]

@@ -11,15 +11,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Protocol, cast
+from functools import partial
+from typing import Any, Protocol
 
-import ray
-from ray.actor import ActorHandle
-
+from mmsr_ray.algorithms.parts import Parts
 from mmsr_ray.algorithms.runners import RunnerGroup
 from mmsr_ray.config import Config
 from mmsr_ray.learner.group import LearnerGroup
-from mmsr_ray.weights.store import publish
+
+Publish = Callable[[int, Callable[[], object]], object]  # blocks until a version is in the store; calls when readers may ask for it
 
 
 class Turns(Protocol):
@@ -29,6 +29,10 @@ class Turns(Protocol):
 
     def for_new_learner(self) -> None:
         """As `to_learner`, when the ranks are dead or about to be replaced: they start awake."""
+        ...
+
+    def to_engines(self, version: int) -> None:
+        """Runners hold `version`, which is published, and can sample. Nothing happens where that is so. Raises LearnerError."""
         ...
 
     def publish(self, version: int) -> None:
@@ -51,8 +55,8 @@ class Apart:
     sample on until the version is whole.
     """
 
-    def __init__(self, runners: RunnerGroup, publish: Callable[[int], object], *, seconds: float, along: bool) -> None:
-        """`publish(version)` blocks until all buckets are in the store. `seconds`: deadline of what the runners are asked for."""
+    def __init__(self, runners: RunnerGroup, publish: Publish, *, seconds: float, along: bool) -> None:
+        """`seconds`: deadline of what the runners are asked for."""
         self._runners, self._publish = runners, publish
         self._seconds, self._along = seconds, along
 
@@ -63,13 +67,22 @@ class Apart:
         pass
 
     def publish(self, version: int) -> None:
-        calls = self._runners.begin_sync(version) if self._along else {}
+        calls: dict[int, Any] = {}
+
+        def opened() -> None:
+            if self._along:
+                calls.update(self._runners.begin_sync(version))
+
         try:
-            self._publish(version)
+            self._publish(version, opened)
         finally:  # a version that was given up fails its readers, which restart
-            self._runners.finish_sync(calls, version, timeout=self._seconds)
+            if calls:
+                self._runners.finish_sync(calls, version, timeout=self._seconds)
         if not self._along:
             self._runners.sync(version, timeout=self._seconds)
+
+    def to_engines(self, version: int) -> None:
+        pass
 
     def borrowed(self, version: int) -> AbstractContextManager[None]:
         return nullcontext()
@@ -85,12 +98,12 @@ class Colocated:
         self,
         runners: RunnerGroup,
         learners: LearnerGroup,
-        publish: Callable[[int], object],
+        publish: Publish,
         gate: Callable[[bool], object],
         *,
         seconds: float,
     ) -> None:
-        """`publish(version)` blocks until all buckets are in the store; `gate(open)` lets engines start or keeps them from it."""
+        """`gate(open)` lets engines start or keeps them from it."""
         self._runners, self._learners, self._publish, self._gate = runners, learners, publish, gate
         self._seconds = seconds
         self._engines_awake, self._learner_awake = False, True
@@ -111,14 +124,20 @@ class Colocated:
 
     def publish(self, version: int) -> None:
         self.to_learner()
-        self._publish(version)
-        self._to_engines(version)
+        self._publish(version, lambda: None)
+        self._give_to_engines(version)
 
     @contextmanager
     def borrowed(self, version: int) -> Iterator[None]:
         self.to_learner()
-        yield
-        self._to_engines(version)
+        try:
+            yield
+        finally:  # what a disk does not take is no reason to keep the card
+            self._give_to_engines(version)
+
+    def to_engines(self, version: int) -> None:
+        if not self._engines_awake:
+            self._give_to_engines(version)
 
     def _engines_leave(self) -> None:
         if not self._engines_awake:
@@ -128,7 +147,7 @@ class Colocated:
             self._runners.leave(timeout=self._seconds)
         self._engines_awake = False
 
-    def _to_engines(self, version: int) -> None:
+    def _give_to_engines(self, version: int) -> None:
         if self._learner_awake:
             with self._timed("learner_leaves"):
                 self._remember("learner_left", self._learners.leave())
@@ -160,16 +179,11 @@ class Colocated:
         return {"turns": costs} | ({"device_gib": memory} if memory else {})
 
 
-def turns(config: Config, runners: RunnerGroup, learners: LearnerGroup, store: ActorHandle) -> Turns:
-    """What suits the settings. Runners and ranks must be as `parts.start` leaves them."""
+def turns(config: Config, parts: Parts) -> Turns:
+    """What suits the settings. `parts` are as `parts.start` left them."""
     seconds = config.grpo.sync_seconds
-
-    def publish_version(version: int) -> None:
-        publish(store, version, learners.publish(version), seconds)
-
-    def gate(open_: bool) -> None:
-        ray.get(cast(Any, store).let_engines_in.remote(open_), timeout=seconds)
-
+    publish = partial(parts.publish, timeout=seconds)
     if config.learner.colocated:
-        return Colocated(runners, learners, publish_version, gate, seconds=seconds)
-    return Apart(runners, publish_version, seconds=seconds, along=config.grpo.staleness == 0)
+        gate = partial(parts.let_engines_in, timeout=seconds)
+        return Colocated(parts.runners, parts.learners, publish, gate, seconds=seconds)
+    return Apart(parts.runners, publish, seconds=seconds, along=config.grpo.staleness == 0)

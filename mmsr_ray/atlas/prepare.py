@@ -33,6 +33,8 @@ PLACEHOLDER = "{atlas}"  # in a provider's URL: the base URL of the web
 _NOT_THE_WORLD = (
     "dir",
     "latency_seconds",
+    "latency_tail",
+    "latency_max_seconds",
     "failure_rate",
     "rate_limit_rate",
     "garbage_rate",
@@ -107,7 +109,15 @@ class WebProcess:
 
 def start_web(atlas: AtlasConfig, timeout_seconds: float = 60.0) -> WebProcess:
     """Start the web on a free port of this machine. Raises AtlasError when it does not answer in time."""
-    faults = web.Faults(atlas.latency_seconds, atlas.failure_rate, atlas.rate_limit_rate, atlas.garbage_rate, atlas.hang_rate)
+    faults = web.Faults(
+        latency=atlas.latency_seconds,
+        failure=atlas.failure_rate,
+        limited=atlas.rate_limit_rate,
+        garbage=atlas.garbage_rate,
+        hang=atlas.hang_rate,
+        latency_tail=atlas.latency_tail,
+        latency_max=atlas.latency_max_seconds,
+    )
     ready = Path(tempfile.mkdtemp(prefix="atlas-web-")) / "base"
     command = [sys.executable, "-m", web.__name__, "--seed", str(atlas.seed), "--ready", str(ready)]
     command += ["--pools", json.dumps(pools(atlas)), "--faults", json.dumps(asdict(faults))]

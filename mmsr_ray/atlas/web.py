@@ -29,6 +29,7 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from mmsr_ray.atlas import search
+from mmsr_ray.atlas.latency import seconds_of
 from mmsr_ray.atlas.world import World
 
 log = logging.getLogger(__name__)
@@ -38,13 +39,15 @@ _TAG = re.compile(r"<[^>]+>")
 
 @dataclass
 class Faults:
-    """How badly the services behave. Rates are shares of requests in [0, 1]; latency is in seconds."""
+    """How badly the services behave. Rates are shares of requests in [0, 1]; latencies are in seconds."""
 
     latency: float = 0.0
     failure: float = 0.0  # 503
     limited: float = 0.0  # 429 with Retry-After
     garbage: float = 0.0  # 200 with a body that is no JSON
     hang: float = 0.0  # never answered: the connection stays open until the client goes away
+    latency_tail: float = 0.0  # above 0: `latency` is a median (atlas.latency)
+    latency_max: float = 3.0
 
 
 class AtlasWeb:
@@ -81,7 +84,7 @@ class AtlasWeb:
         service = request.query.get("engine") or request.path.split("/")[1]
         self.requests[service] = self.requests.get(service, 0) + 1
         if self.faults.latency:
-            await asyncio.sleep(self.faults.latency)
+            await asyncio.sleep(await self._latency(request))
         draw = self._rng.random()
         for share, misbehave in (
             (self.faults.failure, _fail),
@@ -93,6 +96,18 @@ class AtlasWeb:
                 return await misbehave()
             draw -= share
         return await handler(request)
+
+    async def _latency(self, request: web.Request) -> float:
+        if self.faults.latency_tail == 0:
+            return self.faults.latency
+        asked = f"{request.method} {request.path} {sorted(request.query.items())} ".encode() + await request.read()
+        return seconds_of(
+            asked.replace(request.host.encode(), b"atlas"),  # its port is another one each time
+            seed=self.world.seed,
+            median=self.faults.latency,
+            tail=self.faults.latency_tail,
+            most=self.faults.latency_max,
+        )
 
     # ------------------------------------------------------------------------------------------------ services
 

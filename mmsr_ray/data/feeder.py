@@ -16,17 +16,17 @@ from collections.abc import Iterable
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mmsr_ray.config import DataConfig
+from mmsr_ray.data.cursor import Cursor, Key, check, digest
 from mmsr_ray.data.images import ImageStore
-from mmsr_ray.data.reader import rank, read_index
+from mmsr_ray.data.reader import read_index
 from mmsr_ray.data.schema import DataError
-from mmsr_ray.data.stream import Place, PromptStream
+from mmsr_ray.data.stream import PromptStream
 from mmsr_ray.types import Ticket
 
 logger = logging.getLogger(__name__)
-
-Key = tuple[int, str]  # (epoch, uid)
 
 POLL_SECONDS = 0.01  # between looks at an empty queue
 
@@ -42,8 +42,8 @@ class DataFeeder:
         self._by_uid = {row.fields.uid: row for row in self._index.rows}
         self._images = ImageStore()
         self._lock = threading.Lock()
-        self._again: list[Ticket] = []
-        self._check(state or {})
+        self._questions = digest(self._by_uid)
+        check(state or {}, seed, self._questions, self._by_uid, path)
         self._open(state or {})
 
     def next_tickets(self, k: int, timeout: float = 60.0) -> list[Ticket]:
@@ -51,17 +51,19 @@ class DataFeeder:
 
         Raises DataError when the stream has broken.
         """
-        deadline = time.monotonic() + timeout
+        deadline, stream = time.monotonic() + timeout, self._stream
         while True:
             with self._lock:  # held only to take, so that `state` and `requeue` never wait for a picture
+                if self._stream is not stream:  # restored meanwhile: nobody waits for this answer, and its tickets would be missing
+                    return []
                 tickets = self._take(k)
             if tickets or k <= 0 or time.monotonic() >= deadline:
                 return tickets
             time.sleep(POLL_SECONDS)
 
     def _take(self, k: int) -> list[Ticket]:
-        tickets = [self._with_sample(ticket) for ticket in self._again[:k]]
-        del self._again[:k]
+        tickets = [self._with_sample(ticket) for ticket in self._cursor.again[:k]]
+        self._cursor.take_again(len(tickets))
         while len(tickets) < k:
             try:
                 item = self._queue.get_nowait()
@@ -73,30 +75,25 @@ class DataFeeder:
                     break
                 raise DataError(f"the prompt stream broke: {item}") from item
             tickets.append(item)
-            self._next = Place(item.epoch, item.rank).after()
+            self._cursor.passed(item)
         return tickets
 
     def requeue(self, tickets: Iterable[Ticket]) -> None:
         """Take tickets back: they leave again before any other, in the order of the stream. Their sample may be absent."""
         with self._lock:
-            merged = {(t.epoch, t.uid): t for t in (*self._again, *tickets)}
-            self._again = sorted(merged.values(), key=_place)
+            self._cursor.give_back(tickets)
 
     def state(self, in_flight: Iterable[Ticket | Key] = ()) -> dict[str, Any]:
-        """Plain values for a checkpoint. `in_flight`: tickets (or their (epoch, uid)) handed out whose work is not yet done.
-
-        {"seed", "epoch", "rank": the first place not yet handed out, "again": [(epoch, uid)] to be handed out before it}.
-        """
+        """Plain values for a checkpoint: `Cursor.state`. `in_flight`: tickets (or their (epoch, uid)) handed out whose work is not yet done."""
         with self._lock:
-            keys = {(t.epoch, t.uid) if isinstance(t, Ticket) else (t[0], t[1]) for t in (*in_flight, *self._again)}
-            return {"seed": self._seed, "epoch": self._next.epoch, "rank": self._next.rank, "again": sorted(keys)}
+            return self._cursor.state(in_flight)
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from a `state`, or from any {"epoch", "rank"} of a ticket, which then comes first.
 
         Raises DataError when the state belongs to another seed or to questions that this set lacks.
         """
-        self._check(state)
+        check(state, self._seed, self._questions, self._by_uid, self._index.path)
         with self._lock:
             self._close()
             self._open(state)
@@ -104,7 +101,7 @@ class DataFeeder:
     def stats(self) -> dict[str, int]:
         """Questions in the set, tickets that wait, bad rows by kind ("bad: <kind>")."""
         bad = [*self._index.bad.counts.items(), *self._stream.bad.counts.items()]
-        counts = {"questions": len(self._index.rows), "waiting": self._queue.qsize() + len(self._again)}
+        counts = {"questions": len(self._index.rows), "waiting": self._queue.qsize() + len(self._cursor.again)}
         for kind, count in bad:
             counts[f"bad: {kind}"] = counts.get(f"bad: {kind}", 0) + count
         return counts
@@ -114,18 +111,9 @@ class DataFeeder:
 
     # ------------------------------------------------------------------------------------------------ the producer
 
-    def _check(self, state: dict[str, Any]) -> None:
-        if state.get("seed", self._seed) != self._seed:
-            raise DataError(f"the checkpoint's data order has seed {state['seed']}, this run has {self._seed}: set run.seed to the former")
-        lost = [uid for _, uid in state.get("again", ()) if uid not in self._by_uid]
-        if lost:
-            raise DataError(f"the checkpoint's questions {', '.join(lost[:3])} are not in {self._index.path}: use the set it was made with")
-
     def _open(self, state: dict[str, Any]) -> None:
-        again = [Ticket(uid, epoch, rank(uid, self._seed, epoch), []) for epoch, uid in state.get("again", ())]
-        self._again = sorted(again, key=_place)
-        self._next = Place(state.get("epoch", 0), state.get("rank", 0))
-        self._stream = PromptStream(self._index, self._config, seed=self._seed, start=self._next)
+        self._cursor = Cursor(self._seed, self._questions, state)
+        self._stream = PromptStream(self._index, self._config, seed=self._seed, start=self._cursor.next)
         self._queue: queue.Queue[Ticket | Exception] = queue.Queue(maxsize=self._config.prefetch_samples)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._produce, args=(self._stream, self._queue, self._stop), daemon=True, name="prompts")
@@ -159,12 +147,11 @@ class DataFeeder:
 
 def start_feeder(path: str, config: DataConfig, *, seed: int, state: dict[str, Any] | None = None) -> Any:
     """Handle of a DataFeeder actor on this node. It reserves no CPU: it mostly waits."""
-    actor = ray.remote(DataFeeder).options(num_cpus=0, max_concurrency=4)
+    here = NodeAffinitySchedulingStrategy(
+        ray.get_runtime_context().get_node_id(), soft=False
+    )  # soft would let it spill to a node that may be lost alone
+    actor = ray.remote(DataFeeder).options(num_cpus=0, max_concurrency=4, scheduling_strategy=here)
     return actor.remote(path, config, seed, state)
-
-
-def _place(ticket: Ticket) -> Place:
-    return Place(ticket.epoch, ticket.rank)
 
 
 def _put(out: queue.Queue[Ticket | Exception], item: Ticket | Exception, stop: threading.Event) -> bool:

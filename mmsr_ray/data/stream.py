@@ -2,41 +2,33 @@
 
 Promise: the order within an epoch is that of `rank(uid, seed, epoch)`; it depends on nothing else, not on the number of
 files, blocks or CPUs. A place in it is (epoch, rank), and a stream opened at a place yields exactly what a stream that
-never stopped yields from there on. Rows whose picture is bad are counted and passed over.
+never stopped yields from there on. Rows whose picture is bad are counted and passed over. An epoch's order costs a hash and
+16 bytes a row; the executor sees `PASS_ROWS` prompts at a time, so that neither memory nor the wait for the first prompt
+grows with the set beyond that.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import cast
 
+import numpy as np
 import pyarrow as pa
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
 
 from mmsr_ray.config import DataConfig
+from mmsr_ray.data.cursor import Place
 from mmsr_ray.data.images import ImageStore
 from mmsr_ray.data.reader import Index, IndexRow, every_row_bad, rank
 from mmsr_ray.data.schema import BadRow, BadRows, check_image
 from mmsr_ray.types import Sample
 
 BLOCK_ROWS = 16  # pictures that one task loads: the granularity of back-pressure
-PASS_ROWS = 2048  # a pass of the executor covers whole epochs up to about this many rows: its start costs a second or two
+PASS_ROWS = 2048  # prompts of one pass of the executor, over the ends of epochs: its start costs a second or two
 LOADER_CPUS = 0.0  # of Ray's count: a fraction would wait for ever where a trial's placement group holds every CPU
 STORE_BYTES = 256 << 20  # of the object store, for pictures that wait between the loaders and the consumer
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Place:
-    """The next prompt is the first whose (epoch, rank) is not less than this. `Place(0, 0)` is the start."""
-
-    epoch: int = 0
-    rank: int = 0
-
-    def after(self) -> Place:
-        return Place(self.epoch, self.rank + 1)
 
 
 class PromptStream:
@@ -50,38 +42,39 @@ class PromptStream:
         self._next = start or Place()
         self._bad_uids: set[str] = set()
         self._reported = 0
+        self._barren = 0  # prompts in a row without a good picture
+        self._epoch: _Order | None = None
 
     def __iter__(self) -> Iterator[tuple[Place, Sample]]:
         while True:
             yield from self._pass()
 
     def _pass(self) -> Iterator[tuple[Place, Sample]]:
-        """One run of the executor over the rest of this epoch and as many whole epochs as fill it. Raises DataError."""
-        epochs = max(1, PASS_ROWS // len(self._index.rows))
-        last = self._next.epoch + epochs - 1
-        order = self._order(self._next, last)
-        good = 0
-        if order:
-            for place, row, image, problem in self._load(order):
-                if problem:
-                    self._count_bad(problem, row.fields.uid)
-                    continue
-                good += 1
-                yield place, row.fields.sample(image)
+        """One run of the executor over the next prompts, also beyond the end of the epoch. Raises DataError."""
+        order = self._following(PASS_ROWS)
+        for place, row, image, problem in self._load(order):
+            if problem:
+                self._count_bad(problem, row.fields.uid)
+                self._barren += 1
+                continue
+            self._barren = 0
+            yield place, row.fields.sample(image)
         if self.bad.total != self._reported:
             self.bad.log(self._index.path)
             self._reported = self.bad.total
-        if not good and len(order) >= len(self._index.rows):
+        if self._barren >= len(self._index.rows):
             raise every_row_bad(self._index.path, self.bad)
-        self._next = Place(last + 1)
 
-    def _order(self, start: Place, last: int) -> list[tuple[Place, int]]:
-        """(place, number in the index) of all prompts from `start` to the end of epoch `last`, in order."""
-        keyed = []
-        for epoch in range(start.epoch, last + 1):
-            places = [(Place(epoch, rank(row.fields.uid, self._seed, epoch)), number) for number, row in enumerate(self._index.rows)]
-            keyed += sorted((place, number) for place, number in places if place >= start)
-        return keyed
+    def _following(self, count: int) -> list[tuple[Place, int]]:
+        """(place, number in the index) of the next `count` prompts, which are then behind."""
+        found: list[tuple[Place, int]] = []
+        while len(found) < count:
+            if self._epoch is None or self._epoch.number != self._next.epoch:
+                self._epoch = _Order(self._next.epoch, self._index, self._seed)
+            part = self._epoch.after(self._next, count - len(found))
+            found += part
+            self._next = part[-1][0].after() if part else Place(self._next.epoch + 1)
+        return found
 
     def _load(self, order: list[tuple[Place, int]]) -> Iterator[tuple[Place, IndexRow, bytes, str]]:
         context = DataContext.get_current().copy()
@@ -115,6 +108,22 @@ class PromptStream:
         if uid not in self._bad_uids:
             self._bad_uids.add(uid)
             self.bad.add(kind, uid)
+
+
+class _Order:
+    """The order of one epoch: 16 bytes a row."""
+
+    def __init__(self, epoch: int, index: Index, seed: int) -> None:
+        self.number = epoch
+        ranks = np.fromiter((rank(row.fields.uid, seed, epoch) for row in index.rows), np.int64, len(index.rows))
+        self._rows = np.argsort(ranks, kind="stable")  # equal ranks, should they ever meet, in the order of the index
+        self._ranks = ranks[self._rows]
+
+    def after(self, place: Place, count: int) -> list[tuple[Place, int]]:
+        """The first `count` prompts at `place` or after it in this epoch; fewer at its end."""
+        start = int(np.searchsorted(self._ranks, place.rank)) if place.rank < 1 << 63 else len(self._ranks)
+        part = slice(start, start + count)
+        return [(Place(self.number, int(r)), int(n)) for r, n in zip(self._ranks[part], self._rows[part], strict=True)]
 
 
 class LoadImages:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +35,15 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
     return [row for file in files for row in json.loads(file.read_text())]
 
 
-def measure_rows(config: Config, actors: Sequence[ActorHandle], label: str, folder: Path) -> list[dict[str, Any]]:
-    """One row per workflow, named "<label>, <workflow>"; a few trajectories of each go to folder/trajectories."""
+def measure_rows(
+    config: Config, actors: Sequence[ActorHandle], label: str, folder: Path, extra: Mapping[str, Any] | None = None
+) -> list[dict[str, Any]]:
+    """One row per workflow, named "<label>, <workflow>", with `extra` in it; a few trajectories of each go to folder/trajectories."""
     file = rows_file(folder, label)
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, [_row(config, workflow, label, folder, actors) for workflow in config.evaluation.workflows])
+        rows = [_row(config, workflow, label, folder, actors) | dict(extra or {}) for workflow in config.evaluation.workflows]
+        write_json(file, rows)
     return json.loads(file.read_text())
 
 

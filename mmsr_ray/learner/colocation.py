@@ -19,6 +19,8 @@ def complaint(learner: LearnerConfig, rollout: RolloutConfig, staleness: int) ->
             f"learner.colocated pairs runner i with rank i: set rollout.num_runners={rollout.num_runners} "
             f"and learner.world_size={learner.world_size} to the same number"
         )
+    if rollout.max_runners > rollout.num_runners:
+        return "learner.colocated has no elastic runners, because a runner shares its card with a rank: set rollout.max_runners=0"
     if rollout.tensor_parallel != 1:
         return "learner.colocated needs rollout.tensor_parallel=1: a runner shares one card with one rank"
     runner, rank = rollout.gpus_per_runner, learner.gpus_per_rank

@@ -17,6 +17,7 @@ from ray import ObjectRef
 from ray.exceptions import GetTimeoutError, RayError
 
 from mmsr_ray.config import Config
+from mmsr_ray.learner.durable import NotWritten, complaint, not_written
 from mmsr_ray.learner.plan import UpdatePlan
 
 logger = logging.getLogger(__name__)
@@ -118,19 +119,32 @@ class LearnerGroup:
         """Make the current weights the frozen model of the KL term. Before the first call the KL term is left out."""
         self._all("set_reference", seconds=self._config.learner.start_seconds)
 
-    def save(self, folder: str | Path) -> None:
-        """Checkpoint weights, optimiser and KL reference to a folder that all ranks reach; replaces one of that name."""
-        self._all("save", str(Path(folder).absolute()), seconds=self._config.learner.update_seconds)
+    def save(self, folder: str | Path, extra: dict[str, bytes] | None = None) -> None:
+        """Checkpoint weights, optimiser, KL reference and random state to a folder that all ranks reach; replaces one of that name.
+
+        `extra`: further files of the folder. Raises NotWritten where the disk does not take it; the group goes on then.
+        """
+        reports = self._all("save", str(Path(folder).absolute()), extra or {}, seconds=self._config.learner.update_seconds)
+        if reports[0].error:
+            raise not_written(Path(folder), reports[0])
+
+    def check(self, folder: str | Path) -> str:
+        """Why a checkpoint cannot be loaded, in one sentence: cut short, or damaged. "" when every byte is as it was written."""
+        path = Path(folder).absolute()
+        if said := complaint(path):
+            return said
+        return next((said for said in self._all("check", str(path), seconds=self._config.learner.update_seconds) if said), "")
 
     def load(self, folder: str | Path) -> None:
         """Restore what `save` wrote."""
         self._all("load", str(Path(folder).absolute()), seconds=self._config.learner.update_seconds)
 
-    def export(self, folder: str | Path) -> None:
-        """Write a model folder that transformers and vLLM load."""
+    def export(self, folder: str | Path, extra: dict[str, bytes] | None = None) -> None:
+        """Write a model folder that transformers and vLLM load, with `extra` files in it. Raises NotWritten as `save` does."""
         others = [rank.gather.remote() for rank in self._ranks[1:]] if self._config.learner.zero_stage == 3 else []
-        first = self._rank_0.export.remote(str(Path(folder).absolute()))
-        self._wait([first, *others], self._config.learner.update_seconds, "export")
+        first = self._rank_0.export.remote(str(Path(folder).absolute()), extra or {})
+        if said := self._wait([first, *others], self._config.learner.update_seconds, "export")[0]:
+            raise NotWritten(said)
 
     def restart(self, folder: str | Path | None = None) -> None:
         """Kill all ranks and start anew, from a checkpoint if given."""

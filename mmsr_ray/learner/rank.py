@@ -10,7 +10,6 @@ import datetime
 import json
 import logging
 import os
-import shutil
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -21,17 +20,21 @@ import deepspeed
 import ray
 import torch
 import torch.distributed as dist
-from huggingface_hub import save_torch_state_dict, snapshot_download
 from ray import ObjectRef
 
 from mmsr_ray.config import Config
 from mmsr_ray.learner.batch import Row
+from mmsr_ray.learner.chance import random_state, set_random_state
+from mmsr_ray.learner.consolidate import TAG
+from mmsr_ray.learner.durable import NotWritten, Report, complaint, damage, read_manifest
+from mmsr_ray.learner.export import local_folder, write_model
 from mmsr_ray.learner.model import Policy, load_policy
 from mmsr_ray.learner.objective import longest_answer, resolve
 from mmsr_ray.learner.pictures import PatchCache, VisionGeometry
 from mmsr_ray.learner.plan import Item, MiniBatch, Portion, UpdatePlan
 from mmsr_ray.learner.reference import AdaptersOff, FrozenCopy, Reference
 from mmsr_ray.learner.residence import device_memory, residence
+from mmsr_ray.learner.shards import ShardWriter, load_own, save_shards
 from mmsr_ray.learner.step import collate_portion, contribution, score
 from mmsr_ray.learner.trainable import checkpoint_weights, choose, trained_parameters
 from mmsr_ray.types import Group
@@ -39,9 +42,7 @@ from mmsr_ray.weights.publisher import Bucket, Staging, buckets
 
 logger = logging.getLogger(__name__)
 
-TAG = "learner"
 METRICS = ("loss", "policy_loss", "kl", "entropy", "clip_fraction", "mismatch_abs_mean", "correction_mean", "correction_masked")
-SIDE_FILES = ("*.json", "*.txt", "*.jinja", "*.model")  # tokenizer, processor, chat template, configs
 
 
 class RankError(RuntimeError):
@@ -119,7 +120,8 @@ class LearnerRank:
             trained_parameters(policy), lr=0.0, betas=(learner.betas[0], learner.betas[1]), weight_decay=learner.weight_decay, fused=True
         )
         self._engine: Any = deepspeed.initialize(model=policy, optimizer=optimizer, config=settings)[0]
-        self._cache = PatchCache(VisionGeometry.load(_local_folder(self._model_path)))
+        self._shards = ShardWriter.plug_into(self._engine)
+        self._cache = PatchCache(VisionGeometry.load(local_folder(self._model_path)))
         self._staging = Staging(pinned=cuda)
         self._residence = residence(self._engine, learner, self._device)
 
@@ -261,68 +263,62 @@ class LearnerRank:
 
     # ------------------------------------------------------------------------------------------------ disk
 
-    def save(self, folder: str) -> None:
-        """Write a checkpoint; all ranks write their shards, rank 0 the rest, and then gives it its name."""
-        final, partial = Path(folder), Path(f"{folder}.partial")
-        if self._rank == 0:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-        dist.barrier()
-        self._engine.save_checkpoint(str(partial), tag=TAG, save_latest=False)
-        if self._rank == 0:
-            if self._reference is not None:
-                self._reference.save(partial)
-            (partial / "learner.json").write_text(json.dumps(self._signature() | {"reference": self._reference is not None}))
-        dist.barrier()
-        if self._rank == 0:
-            if final.exists():
-                shutil.rmtree(final)
-            partial.rename(final)
-        dist.barrier()
+    def save(self, folder: str, extra: dict[str, bytes]) -> Report:
+        """Write a checkpoint; all ranks write their shards, rank 0 the rest (`extra` too), and then gives it its name.
+
+        What goes wrong with the disk is in the report, and then nothing is left of the folder.
+        """
+        extra = extra | {"learner.json": json.dumps(self._signature() | {"reference": self._reference is not None}).encode()}
+        reference = self._reference.tensors() if self._reference is not None and self._rank == 0 else {}
+        mine = {"random": random_state(), "skipped_in_a_row": self._skipped_in_a_row}
+        return save_shards(self._engine, self._shards, Path(folder), self._rank, mine, reference, extra)
+
+    def check(self, folder: str) -> str:
+        """Why this rank's share of a whole checkpoint has not the content that was written; "" when it has."""
+        names = sorted(read_manifest(Path(folder)))
+        return damage(Path(folder), names[self._rank :: self._config.learner.world_size])
 
     def load(self, folder: str) -> None:
-        """Restore weights, optimiser and KL reference. Raises RankError when the checkpoint is of another shape."""
+        """Restore weights, optimiser, KL reference and random state. Raises RankError when the checkpoint is cut short or of another shape."""
         path = Path(folder)
         if not (path / "learner.json").is_file():
             raise RankError(f"{folder} is no learner checkpoint: it has no learner.json")
+        if said := complaint(path):
+            raise RankError(said)
         found, wanted = json.loads((path / "learner.json").read_text()), self._signature()
         has_reference = found.pop("reference")
         if found != wanted:
-            raise RankError(f"the checkpoint {folder} was written by {found}, this learner is {wanted}: set learner.* as it was")
+            other = ", ".join(
+                f"learner.{key} was {found.get(key)!r} and is {wanted[key]!r}" for key in wanted if found.get(key) != wanted[key]
+            )
+            raise RankError(f"the checkpoint {folder} is of another learner: {other}; set it as it was")
         self._engine.load_checkpoint(str(path), tag=TAG)
         if has_reference:
             self._reference = self._reference or self._make_reference()
             self._reference.load(path)
+        mine = load_own(path, self._rank)
+        self._skipped_in_a_row = mine["skipped_in_a_row"]
+        set_random_state(mine["random"])
 
     def _signature(self) -> dict[str, Any]:
+        """What a checkpoint's files depend on."""
         learner = self._config.learner
         return {
             "world_size": learner.world_size,
             "zero_stage": learner.zero_stage,
             "dtype": learner.dtype,
-            "lora_rank": learner.lora.rank,
+            "lora": {"rank": learner.lora.rank, "alpha": learner.lora.alpha, "targets": sorted(learner.lora.targets)},
             "freeze_vision": learner.freeze_vision,
         }
 
-    def export(self, folder: str) -> None:
-        """Write a model folder (rank 0): weights as safetensors, every other file of the base model beside them."""
-        final, partial = Path(folder), Path(f"{folder}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        base = _local_folder(self._model_path)
-        for pattern in SIDE_FILES:
-            for file in base.glob(pattern):
-                if not file.name.endswith(".index.json"):
-                    shutil.copy2(file, partial / file.name)
+    def export(self, folder: str, extra: dict[str, bytes]) -> str:
+        """Write a model folder (rank 0), `extra` files in it. Returns why it could not be written, or "": the ranks are well."""
         weights = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in self._weights()}
-        save_torch_state_dict(weights, partial)
-        config = json.loads((partial / "config.json").read_text())
-        config.pop("torch_dtype", None)
-        config["dtype"] = self._config.learner.dtype
-        (partial / "config.json").write_text(json.dumps(config, indent=2))
-        if final.exists():
-            shutil.rmtree(final)
-        partial.rename(final)
+        try:
+            write_model(Path(folder), local_folder(self._model_path), weights, self._config.learner.dtype, extra)
+        except NotWritten as error:
+            return str(error)
+        return ""
 
 
 class _Tally:
@@ -363,9 +359,3 @@ class _Tally:
         metrics["grad_norm"] = sum(self._norms) / steps
         metrics |= {"skipped": float(self._skipped), "skipped_in_a_row": float(self._longest)}
         return metrics
-
-
-def _local_folder(model_path: str) -> Path:
-    """The folder of a model given by folder or hub id; only the small files are fetched."""
-    path = Path(model_path)
-    return path if path.is_dir() else Path(snapshot_download(model_path, allow_patterns=list(SIDE_FILES)))

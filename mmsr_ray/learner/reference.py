@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors.torch import load_file, save_file
 
 from mmsr_ray.learner.batch import MicroBatch
 from mmsr_ray.learner.model import Policy, named_weights
 from mmsr_ray.learner.step import Scorer, score
 from mmsr_ray.learner.trainable import reference_mode
 
-FILE = "reference.safetensors"
+FILE = "reference.pt"
 
 
 class Reference(Protocol):
@@ -35,10 +34,12 @@ class Reference(Protocol):
         """Inside, a function of (batch, temperature) to log-probs, float32 [S], without gradient."""
         ...
 
-    def save(self, folder: Path) -> None: ...
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint must hold of it, for its file FILE; empty where there is nothing to keep."""
+        ...
 
     def load(self, folder: Path) -> None:
-        """What `save` wrote there; nothing where it wrote nothing."""
+        """Take `tensors` back from FILE in a checkpoint's folder, where it is there."""
         ...
 
 
@@ -57,8 +58,8 @@ class AdaptersOff:
         with reference_mode(self._policy):
             yield lambda batch, temperature: score(self._engine, batch, temperature)
 
-    def save(self, folder: Path) -> None:
-        pass
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {}
 
     def load(self, folder: Path) -> None:
         pass
@@ -84,9 +85,9 @@ class FrozenCopy:
         finally:
             self._policy.to(self._home)
 
-    def save(self, folder: Path) -> None:
-        save_file({name: p.data.contiguous() for name, p in named_weights(self._policy).items()}, folder / FILE)
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {name: p.data for name, p in named_weights(self._policy).items()}
 
     def load(self, folder: Path) -> None:
         if (folder / FILE).is_file():
-            self.freeze(load_file(folder / FILE).items())
+            self.freeze(torch.load(folder / FILE, map_location="cpu", mmap=True).items())

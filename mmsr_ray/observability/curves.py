@@ -34,6 +34,7 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "axes.prop_cycle": cycler(color=COLOURS),
 }
+PARTS = ("generate", "tools", "idle", "learn", "sync")  # of a step's seconds: they sum to its total (algorithms.timing)
 SMOOTH_FROM = 40  # steps; shorter runs are drawn as they are
 
 
@@ -53,7 +54,7 @@ def curves(records: Sequence[Mapping[str, Any]]) -> list[Curve]:
         return []
     steps = [int(record["step"]) for record in records]
     needs = {label: column(records, "by_need", need) for need, label in NEEDS.items()}
-    seconds = {name: column(records, "seconds", name) for name in ("rollout", "learn", "sync", "total")}
+    seconds = {name: column(records, "seconds", name) for name in (*PARTS, "total")}
     plain = [
         ("Reward and accuracy", "means over the responses of a step", _columns(records, "reward", "accuracy", "format_ok"), (0.0, 1.0)),
         (
@@ -87,7 +88,8 @@ def curves(records: Sequence[Mapping[str, Any]]) -> list[Curve]:
     ]
     drawn = [Curve(title, note, _lines(steps, series, limits)) for title, note, series, limits in plain if _exists(series)]
     if _exists({"total": seconds["total"]}):
-        drawn.insert(3, Curve("Where a step's time goes", "seconds, stacked", _stack(steps, seconds)))
+        note = "seconds, stacked; waiting for a batch is split by what the runners do meanwhile: generate, wait for tools, nothing"
+        drawn.insert(3, Curve("Where a step's time goes", note, _stack(steps, seconds)))
     return drawn
 
 
@@ -165,14 +167,12 @@ def _lines(steps: Sequence[int], series: Series, limits: tuple[float, float] | N
 
 
 def _stack(steps: Sequence[int], seconds: Mapping[str, Sequence[float | None]]) -> str:
-    """rollout + learn + sync + the rest of total."""
-    parts = {name: [value or 0.0 for value in seconds[name]] for name in ("rollout", "learn", "sync")}
-    known = [sum(values) for values in zip(*parts.values(), strict=True)]
-    parts["other"] = [max(0.0, (total or 0.0) - part) for total, part in zip(seconds["total"], known, strict=True)]
+    """All parts; they reach up to the total."""
+    parts = {name: [value or 0.0 for value in seconds[name]] for name in PARTS}
     with mpl.rc_context(STYLE):
         figure, axes = _axes()
-        axes.stackplot(steps, list(parts.values()), labels=list(parts), colors=[*COLOURS[:3], COLOURS[5]], alpha=0.85, linewidth=0)
-        axes.legend(loc="upper right", fontsize=8, ncols=4)
+        axes.stackplot(steps, list(parts.values()), labels=list(parts), colors=COLOURS[:5], alpha=0.85, linewidth=0)
+        axes.legend(loc="upper right", fontsize=8, ncols=5)
         return _svg(figure)
 
 

@@ -111,6 +111,11 @@ def step_line(metrics: Mapping[str, Any], total: int | None = None) -> str:
     step = metrics.get("step", 0)
     parts = [f"step {step}/{total}" if total else f"step {step}"]
     parts += [f"{name} {metrics[name]:.2f}" for name in ("reward", "accuracy") if metrics.get(name) is not None]
+    parts += [
+        f"{workflow} on test questions {row['accuracy']:.1%}"
+        for workflow, row in (metrics.get("evaluation") or {}).items()
+        if isinstance(row, Mapping) and row.get("accuracy") is not None
+    ]
     needs = metrics.get("by_need") or {}
     searches = [f"{label} {needs[need]:.2f}" for need, label in NEEDS.items() if needs.get(need) is not None]
     if searches:

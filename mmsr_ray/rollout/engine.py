@@ -2,8 +2,8 @@
 
 Promises. Log-probs are those of the distribution that was sampled from: temperature applied, vision tokens excluded,
 no top-p and no top-k. Each token carries the version of the weights that sampled it. An update happens between two
-engine steps: requests in flight are frozen, recomputed under the new weights and go on; no cached key, value or vision
-embedding survives it. Everything that goes wrong is an `EngineError`, and `EngineDead` when the process must be
+engine steps (`UpdateMode`): requests in flight are frozen, recomputed under the new weights and go on, or they finish
+before it; no cached key, value or vision embedding survives it. Everything that goes wrong is an `EngineError`, and `EngineDead` when the process must be
 replaced. The engine is bound to the event loop that called `start`.
 """
 
@@ -29,6 +29,7 @@ from mmsr_ray.config import Config
 from mmsr_ray.rollout.pixels import PixelCache
 from mmsr_ray.rollout.residence import Paused, Residence, residence
 from mmsr_ray.rollout.turnstile import Turnstile
+from mmsr_ray.rollout.update import UpdateMode
 from mmsr_ray.types import Generation, Picture, Sampling
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class VLLMEngine:
     def __init__(self, config: Config, store_name: str | None, namespace: str, *, seed: int | None = None) -> None:
         """`store_name` names the run's WeightStore in Ray's `namespace`; None for weights that never change (no Ray needed)."""
         self._config = config
+        self._update_mode = UpdateMode(config.rollout.update)
         self._store_name = store_name
         self._namespace = namespace
         self._seed = config.run.seed if seed is None else seed
@@ -259,7 +261,7 @@ class VLLMEngine:
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
         llm = self._running()
-        stay = Paused() if self._away is None else self._residence
+        stay = Paused(self._update_mode) if self._away is None else self._residence
         if self._away is None:
             # drops prefix, processor and encoder caches while nothing runs; nothing runs again before the cache comes back
             await stay.leave(llm)

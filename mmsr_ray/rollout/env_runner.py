@@ -21,6 +21,7 @@ from dataclasses import replace
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.env.env_runner import EnvRunner
 
@@ -30,6 +31,7 @@ from mmsr_ray.agent.seeds import seed_of
 from mmsr_ray.config import Config, from_dict
 from mmsr_ray.rewards.judge import Judge
 from mmsr_ray.rewards.score import case_for_judge, score
+from mmsr_ray.rollout.activity import ActivityClock, Reading, State, TimedGenerate, TimedTools
 from mmsr_ray.rollout.engine import EngineDead, VLLMEngine
 from mmsr_ray.rollout.summary import summarise
 from mmsr_ray.tools.actor import RemoteTools
@@ -63,6 +65,7 @@ class SearchEnvRunner(EnvRunner):
         self._starting: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
         self._counts: Counter[str] = Counter()
+        self._activity = ActivityClock()
         self._at_gate = False  # waiting until an engine may start
         self._times_sent_away = 0
 
@@ -84,22 +87,21 @@ class SearchEnvRunner(EnvRunner):
 
     async def _start(self) -> None:
         self._tools, self._judge = self.connect_tools(), self.connect_judge()
-        store = None if self._store is None else find_store(self._store, self._settings.run.namespace)
-        if store is not None and self._settings.learner.colocated:
-            await self._wait_at_gate(store)
+        if self._store is not None and self._settings.learner.colocated:
+            await self._wait_at_gate(self._store)
         await self._engine.start()
-        if store is not None:
-            latest = await asyncio.wait_for(store.latest.remote(), STORE_SECONDS)
+        if self._store is not None:
+            latest = await _ask(self._store, self._settings.run.namespace, "latest")
             if latest != NO_VERSION:
                 await self._engine.sync(latest)
         self._watching = asyncio.create_task(self._watch())
 
-    async def _wait_at_gate(self, store: Any) -> None:
+    async def _wait_at_gate(self, store: str) -> None:
         """Until an engine may take device memory. The driver watches how long: it kills who stays away too long in the engines' turn."""
         self._at_gate = True
         while True:
             sent_away = self._times_sent_away  # an answer that was under way when the gate was shut does not count
-            if await asyncio.wait_for(store.engines_let_in.remote(), STORE_SECONDS) and sent_away == self._times_sent_away:
+            if await _ask(store, self._settings.run.namespace, "engines_let_in") and sent_away == self._times_sent_away:
                 break
             await asyncio.sleep(WATCH_SECONDS)
         self._at_gate = False
@@ -150,7 +152,8 @@ class SearchEnvRunner(EnvRunner):
     async def sync_weights(self, version: int) -> dict[str, float]:
         """Load a published version; seconds by part (`VLLMEngine.sync`). Raises EngineDead, upon which this process exits."""
         await self.ready()
-        seconds = await self._engine.sync(version)
+        with self._activity.during(State.SYNC):
+            seconds = await self._engine.sync(version)
         self._counts["sync_milliseconds"] += round(1000 * seconds["total"])
         return seconds
 
@@ -232,7 +235,8 @@ class SearchEnvRunner(EnvRunner):
         config = self._settings
         case = case_for_judge(trajectory, sample, config.reward) if self._judge is not None else None
         if self._judge is not None and case is not None:
-            verdict = await self._judge.judge(case)
+            with self._activity.during(State.TOOLS):
+                verdict = await self._judge.judge(case)
             trajectory = replace(trajectory, verdict=verdict)
             _raise_if_not_on_tape(trajectory)
             if not verdict.ok:
@@ -247,8 +251,8 @@ class SearchEnvRunner(EnvRunner):
             sample,
             index=index,
             workflow=workflow,
-            generate=self._engine.generate,
-            tools=self._tools,
+            generate=TimedGenerate(self._engine.generate, self._activity),
+            tools=TimedTools(self._tools, self._activity),
             codec=self._engine.codec,
             prompts=self._prompts,
             limits=self._settings.agent,
@@ -273,6 +277,10 @@ class SearchEnvRunner(EnvRunner):
 
     # ------------------------------------------------------------------------------------------------ numbers
 
+    async def activity(self) -> Reading:
+        """Seconds in each state since the process started; answers at any time."""
+        return self._activity.reading()
+
     async def stats(self) -> dict[str, float]:
         """Counters since the process started, and the weight version."""
         counted = {name: float(value) for name, value in self._counts.items()}
@@ -289,6 +297,17 @@ def _raise_if_not_on_tape(trajectory: Trajectory) -> None:
     for result in trajectory.paid_calls:
         if result.failure is ToolFailure.TAPE_MISS:
             raise TapeMiss(result.detail)
+
+
+async def _ask(store: str, namespace: str, question: str) -> Any:
+    """What the weight store answers. One that died is being replaced under its name: it is looked for until STORE_SECONDS are over."""
+    async with asyncio.timeout(STORE_SECONDS):
+        while True:
+            try:
+                found: Any = find_store(store, namespace)
+                return await getattr(found, question).remote()
+            except (ValueError, RayActorError):
+                await asyncio.sleep(WATCH_SECONDS)
 
 
 async def _fetch(ticket: Ticket) -> Sample:

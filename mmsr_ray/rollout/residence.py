@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from mmsr_ray.rollout.update import UpdateMode
+
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -24,10 +26,13 @@ class Residence(Protocol):
 
 
 class Paused:
-    """On a CPU, where vLLM has no sleep mode: memory stays, nothing runs."""
+    """On a CPU, where vLLM has no sleep mode: memory stays, nothing runs. `mode`: what becomes of the turns under way."""
+
+    def __init__(self, mode: UpdateMode = UpdateMode.KEEP) -> None:
+        self._mode = mode
 
     async def leave(self, llm: AsyncLLM) -> None:
-        await llm.pause_generation(mode="keep", clear_cache=True)
+        await llm.pause_generation(mode=self._mode.value, clear_cache=True)
 
     async def come_back_weights(self, llm: AsyncLLM) -> None:
         pass

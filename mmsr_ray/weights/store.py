@@ -9,13 +9,14 @@ Engines may pull a version while it is being published: they get its buckets as 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 import ray
 from ray import ObjectRef
 from ray.actor import ActorHandle
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mmsr_ray.weights.publisher import Bucket
 from mmsr_ray.weights.versions import NO_VERSION, VERSIONS_KEPT, UnknownVersion, Versions
@@ -27,9 +28,9 @@ __all__ = ["NO_VERSION", "VERSIONS_KEPT", "UnknownVersion", "WeightStore", "find
 class WeightStore:
     """`Versions` behind an actor. Not restartable: a store without memory would serve old weights."""
 
-    def __init__(self) -> None:
+    def __init__(self, engines_let_in: bool = True) -> None:
         self._versions: Versions[ObjectRef] = Versions()
-        self._engines_let_in = True
+        self._engines_let_in = engines_let_in
 
     async def begin(self, version: int) -> None:
         self._versions.begin(version)
@@ -74,14 +75,17 @@ class WeightStore:
         return [] if found is None else [found]
 
 
-def publish(store: ActorHandle, version: int, refs: Iterable[ObjectRef], seconds: float) -> int:
+def publish(
+    store: ActorHandle, version: int, refs: Iterable[ObjectRef], seconds: float, opened: Callable[[], object] = lambda: None
+) -> int:
     """Publish buckets as they come; returns their number. When `refs` raises, the version is given up and readers are told.
 
-    `seconds` is the store's own deadline, not that of the buckets. Raises RayError, ValueError and whatever `refs` raises.
+    `opened` is called once readers may ask for the version. `seconds` is the store's own deadline, not that of the buckets. Raises RayError, ValueError and whatever `refs` raises.
     """
     ray.get(cast(Any, store).begin.remote(version), timeout=seconds)
     added = []
     try:
+        opened()
         for index, ref in enumerate(refs):
             added.append(cast(Any, store).add.remote(version, index, [ref]))
         ray.get([*added, cast(Any, store).complete.remote(version, len(added))], timeout=seconds)
@@ -117,9 +121,13 @@ def store_name(run: str) -> str:
     return f"weights-{run}"
 
 
-def start_store(name: str, namespace: str) -> ActorHandle:
-    """A new, empty store that lives as long as the caller keeps the handle. Raises ValueError where the name is taken."""
-    return cast(ActorHandle, WeightStore.options(name=name, namespace=namespace).remote())
+def start_store(name: str, namespace: str, *, engines_let_in: bool = True) -> ActorHandle:
+    """A new, empty store on this node that lives as long as the caller keeps the handle. Raises ValueError where the name is taken."""
+    here = NodeAffinitySchedulingStrategy(
+        ray.get_runtime_context().get_node_id(), soft=False
+    )  # soft would let it spill to a node that may be lost alone
+    options = {"name": name, "namespace": namespace, "scheduling_strategy": here}
+    return cast(ActorHandle, WeightStore.options(**options).remote(engines_let_in))
 
 
 def find_store(name: str, namespace: str) -> ActorHandle:

@@ -22,12 +22,11 @@ from typing import Any, cast
 
 import ray
 import torch
-from ray.actor import ActorHandle
 from safetensors import safe_open
 from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
 
 from mmsr_ray.weights.publisher import Bucket, checksum
-from mmsr_ray.weights.store import pull
+from mmsr_ray.weights.store import find_store, pull
 
 BACKEND = "mmsr_object_store"
 PULL_SECONDS = 300.0  # deadline of one bucket's way into this node's store
@@ -67,13 +66,13 @@ class ObjectStoreTransfer(WeightTransferEngine[StoreAddress, VersionToPull]):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._store: ActorHandle | None = None
+        self._address: StoreAddress | None = None
         self._verified = False
 
     def init_transfer_engine(self, init_info: StoreAddress) -> None:
         if not ray.is_initialized():
             ray.init(address=init_info.ray_address, namespace=init_info.namespace, log_to_driver=False, logging_level=logging.ERROR)
-        self._store = ray.get_actor(init_info.store, namespace=init_info.namespace)
+        self._address = init_info
         # Buckets are read-only memory; torch says so each time one is wrapped. Nothing here writes to them.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
@@ -90,10 +89,11 @@ class ObjectStoreTransfer(WeightTransferEngine[StoreAddress, VersionToPull]):
 
     def receive_weights(self, update_info: VersionToPull) -> None:
         """Raises WeightMismatch at the first update where names or checksums disagree, UnknownVersion for one that is gone."""
-        if self._store is None:
+        if self._address is None:
             raise RuntimeError("init_transfer_engine must come before an update")
+        store = find_store(self._address.store, self._address.namespace)  # by name each time: one that died is replaced
         names: list[str] = []
-        for bucket in pull(self._store, update_info.version, PULL_SECONDS):
+        for bucket in pull(store, update_info.version, PULL_SECONDS):
             names.extend(bucket)
             if not self._verified:
                 _verify_checksums(bucket)
@@ -117,7 +117,7 @@ class ObjectStoreTransfer(WeightTransferEngine[StoreAddress, VersionToPull]):
 
     def shutdown(self) -> None:
         """The store belongs to the Algorithm; this process's connection ends with the process."""
-        self._store = None
+        self._address = None
 
     def _verify_names(self, published: Iterable[str]) -> None:
         tied = bool(self.model_config.hf_text_config.tie_word_embeddings)

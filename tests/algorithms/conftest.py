@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 
 from mmsr_ray.config import Config, ProviderConfig, load
 from mmsr_ray.data.schema import write_fvqa
+from mmsr_ray.evaluation.trajectories import read_trajectories
 from mmsr_ray.tools.actor import start_tools
 from mmsr_ray.types import Need, Sample
 
@@ -91,3 +93,16 @@ def config(cluster: None, tiny_model: Path, tmp_path: Path) -> Iterator[Config]:
     tools = start_tools(made)  # they live as long as this
     yield made
     del tools
+
+
+def trained(folder: Path) -> dict[int, list[str]]:
+    """Training step -> uids of its groups, from the trajectories in the run folder (the tests keep all of them)."""
+    steps: dict[int, set[str]] = {}
+    for row in read_trajectories(folder / "trajectories"):
+        if row.step is not None:  # not of an evaluation
+            steps.setdefault(row.step, set()).add(row.uid)
+    return {step: sorted(uids) for step, uids in steps.items()}
+
+
+def lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from mmsr_ray.algorithms.ledger import Entry, Ledger
 
@@ -105,10 +106,12 @@ def test_any_history_respects_room_staleness_and_once_each(groups: int, stalenes
     rng = random.Random(seed)
     ledger = Ledger(groups, staleness, loss_limit=3, steps=99)
     handed, trained, ended = 0, [], 0
+    again: list[Prompt] = []  # withdrawn when the feeder died; its successor hands them out first
     while ledger.version < 12:
         count = rng.randint(0, ledger.room)
-        ledger.admit(prompts(handed, count))
-        handed += count
+        fresh = count - len(again[:count])
+        ledger.admit([*again[:count], *prompts(handed, fresh)])
+        again, handed = again[count:], handed + fresh
         for entry in ledger.queued():
             if rng.random() < 0.7:
                 ledger.dispatch(entry)
@@ -121,6 +124,10 @@ def test_any_history_respects_room_staleness_and_once_each(groups: int, stalenes
             elif fate < 0.65:
                 ledger.filter(entry)
                 ended += 1
+            elif fate < 0.7:
+                ledger.requeue(entry)
+        if rng.random() < 0.1:
+            again = [Prompt(uid) for _, uid in ledger.withdraw_unfinished()] + again
         assert 0 <= ledger.charged <= (staleness + 1) * groups
         batch = ledger.take_batch()
         if batch is not None:
@@ -129,4 +136,79 @@ def test_any_history_respects_room_staleness_and_once_each(groups: int, stalenes
             trained += [entry.ticket.uid for entry in batch]
             ledger.trained(batch)
     assert len(trained) == len(set(trained))
-    assert handed == len(trained) + ended + len(ledger.charged_keys()), "no prompt vanishes"
+    assert handed == len(trained) + ended + len(ledger.charged_keys()) + len(again), "no prompt vanishes"
+
+
+class Life(RuleBasedStateMachine):
+    """Whatever happens to groups, and in whatever order: every prompt is accounted for, and none is trained too old."""
+
+    @initialize(groups=st.integers(1, 4), staleness=st.integers(0, 3), loss_limit=st.integers(0, 2))
+    def begin(self, groups: int, staleness: int, loss_limit: int) -> None:
+        self.ledger = Ledger(groups, staleness, loss_limit, steps=99)
+        self.admitted = self.trained = self.filtered = self.given_up = 0
+        self.ended: set[tuple[int, str]] = set()
+
+    def _pick(self, data: st.DataObject, entries: list[Entry]) -> Entry:
+        return entries[data.draw(st.integers(0, len(entries) - 1))]
+
+    @precondition(lambda self: self.ledger.room)
+    @rule(data=st.data())
+    def admit(self, data: st.DataObject) -> None:
+        count = data.draw(st.integers(1, self.ledger.room))
+        self.ledger.admit(prompts(self.admitted, count))
+        self.admitted += count
+
+    @precondition(lambda self: self.ledger.queued())
+    @rule(data=st.data())
+    def dispatch(self, data: st.DataObject) -> None:
+        self.ledger.dispatch(self._pick(data, self.ledger.queued()))
+
+    @precondition(lambda self: self.ledger.flying())
+    @rule(data=st.data())
+    def finish(self, data: st.DataObject) -> None:
+        self.ledger.complete(self._pick(data, self.ledger.flying()), "group")
+
+    @precondition(lambda self: self.ledger.flying())
+    @rule(data=st.data(), fate=st.sampled_from(["lost", "filtered", "put back"]))
+    def fail(self, data: st.DataObject, fate: str) -> None:
+        entry = self._pick(data, self.ledger.flying())
+        if fate == "put back":
+            self.ledger.put_back(entry)
+        elif fate == "filtered":
+            self.ledger.filter(entry)
+            self.filtered += 1
+            self._end(entry)
+        elif not self.ledger.lose(entry):
+            self.given_up += 1
+            self._end(entry)
+
+    @rule()
+    def train(self) -> None:
+        batch = self.ledger.take_batch()
+        if batch is None:
+            return
+        assert len(batch) == self.ledger.groups_per_step
+        assert all(entry.version <= self.ledger.version <= entry.version + self.ledger.staleness for entry in batch)
+        self.ledger.trained(batch)
+        self.trained += len(batch)
+        for entry in batch:
+            self._end(entry)
+
+    def _end(self, entry: Entry) -> None:
+        assert entry.key not in self.ended, "a prompt ends once"
+        self.ended.add(entry.key)
+
+    @invariant()
+    def prompts_are_conserved(self) -> None:
+        charged = self.ledger.charged_keys()
+        assert self.admitted == self.trained + self.filtered + self.given_up + len(charged)
+        assert not self.ended & set(charged)
+        assert len(charged) == len([*self.ledger.queued(), *self.ledger.flying(), *self.ledger.ready()])
+
+    @invariant()
+    def the_charge_is_bounded(self) -> None:
+        assert 0 <= self.ledger.charged + self.ledger.room <= (self.ledger.staleness + 1) * self.ledger.groups_per_step
+
+
+TestLife = Life.TestCase
+TestLife.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,83 +9,18 @@ from typing import Any
 
 import pytest
 import ray
-from ray.rllib.env.env_runner import EnvRunner
 
+from mmsr_ray.algorithms.feed import Feed
 from mmsr_ray.algorithms.grpo_config import GRPOConfig
 from mmsr_ray.algorithms.ledger import Ledger
+from mmsr_ray.algorithms.record import staleness_of
 from mmsr_ray.algorithms.runners import RunnerGroup, RunnersLost
 from mmsr_ray.algorithms.sampling import Sampler, SamplingError
-from mmsr_ray.config import Config, DataConfig, ModelConfig
 from mmsr_ray.tools.errors import BudgetSpent
 from mmsr_ray.tools.tape import TapeMiss
-from mmsr_ray.types import GroupSummary, Ticket
-from tests.algorithms.values import summary
+from tests.algorithms.scripted import Feeder, ScriptedRunner, plain_config
 
 pytestmark = pytest.mark.heavy
-
-
-def strikes_first(mark: Path) -> bool:
-    first = not mark.exists()
-    mark.touch()
-    return first
-
-
-class ScriptedRunner(EnvRunner):
-    """Does with a prompt what the first word of its uid says; the ticket carries a file that marks a fault as having struck."""
-
-    async def sample_group(self, ticket: Ticket, n: int, step: int) -> tuple[GroupSummary, str]:
-        kind, mark = ticket.uid.split("-")[0], Path(ticket.sample[0])
-        first = strikes_first(mark)
-        if kind == "kill" and first:
-            os._exit(1)
-        if kind == "hang" and first:
-            await asyncio.sleep(3600)
-        if kind == "untaped":
-            raise TapeMiss("the tape in here has no text search 'x'")
-        if kind == "broken" or (kind == "error" and first):
-            raise RuntimeError("this prompt breaks the runner's code")
-        rows = [summary(uid=ticket.uid, index=i, correct=kind != "same" and i % 2 == 0) for i in range(n)]
-        if kind == "broke":
-            return GroupSummary(ticket.uid, ticket.epoch, tuple(rows), {"out_of_money": 1.0}), f"group of {ticket.uid}"
-        if kind == "scarce" and first:
-            rows = rows[:1]
-        await asyncio.sleep(0.01)
-        return GroupSummary(ticket.uid, ticket.epoch, tuple(rows)), f"group of {ticket.uid}"
-
-    async def sync_weights(self, version: int) -> None: ...
-
-    async def ping(self) -> str:
-        return "pong"
-
-    async def apply(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        result = func(self, *args, **kwargs)
-        return await result if asyncio.iscoroutine(result) else result
-
-    async def stop(self) -> None: ...
-
-    def assert_healthy(self) -> None: ...
-
-    def sample(self, **kwargs: Any) -> Any: ...
-
-    def get_spaces(self) -> dict[str, Any]:
-        return {}
-
-
-@ray.remote(num_cpus=0)
-class Feeder:
-    def __init__(self, uids: list[str], marks: Path) -> None:
-        self.tickets = [Ticket(uid, 0, rank, [str(marks / uid)]) for rank, uid in enumerate(uids)]
-
-    def next_tickets(self, k: int) -> list[Ticket]:
-        given, self.tickets = self.tickets[:k], self.tickets[k:]
-        return given
-
-
-def plain_config() -> Config:
-    config = Config(model=ModelConfig(path="none"), data=DataConfig(train="", test=""))
-    config.rollout.num_runners, config.rollout.cpus_per_runner = 2, 0.1
-    config.grpo.group_size, config.grpo.loss_limit = 2, 2
-    return config
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +44,8 @@ def sampler(runners: RunnerGroup, tmp_path: Path) -> Callable[..., Sampler]:
             section, name = key.split(".")
             setattr(getattr(config, section), name, value)
         ledger = Ledger(groups_per_step, config.grpo.staleness, config.grpo.loss_limit, steps=9)
-        return Sampler(config, runners, Feeder.remote(uids, tmp_path), ledger, lambda ids: runners.sync(0, only=ids, timeout=30))  # type: ignore[arg-type]
+        feed = Feed(lambda state: Feeder.remote(uids, tmp_path, state), seed=0)  # type: ignore[arg-type]
+        return Sampler(config, runners, feed, ledger, tend=lambda: None)
 
     return make
 
@@ -169,11 +103,74 @@ def test_filtering_frees_the_charge_and_stops_at_its_limit(sampler: Callable[...
     assert len(chosen) == 2
 
 
+def test_a_feeder_that_dies_is_replaced_and_every_prompt_comes_once(sampler: Callable[..., Sampler]) -> None:
+    made = sampler([f"plain-{i}" for i in range(12)], 3)
+    seen = []
+    for step in range(4):
+        if step in (1, 2):  # once before it is asked, once with prompts out
+            made.pump(timeout=0.0)
+            ray.kill(made._feed.actor)
+        batch = made.collect(time.monotonic() + 60)
+        made._ledger.trained(batch)
+        seen += [entry.ticket.uid for entry in batch]
+    assert sorted(seen) == sorted(f"plain-{i}" for i in range(12))
+    assert made._ledger.reset_counts()["given_up"] == 0
+
+
+@pytest.mark.parametrize("staleness", [0, 2])
+def test_runners_that_are_slow_hold_back_the_feeder(sampler: Callable[..., Sampler], tmp_path: Path, staleness: int) -> None:
+    """However long nothing is finished, no more than (staleness + 1) * groups_per_step prompts are out."""
+    uids = [f"slow-{i}" for i in range(20)]
+    made = sampler(uids, 2, settings={"grpo.staleness": staleness})
+    allowed = 2 * (staleness + 1)
+    _pump_until(made, lambda: len(made._ledger.flying()) == allowed)
+    for _ in range(5):
+        made.pump(timeout=0.05)
+    assert (made._ledger.charged, made._ledger.room) == (allowed, 0)
+    assert [entry.ticket.uid for entry in made._ledger.flying()] == uids[:allowed]
+    for uid in uids:
+        (tmp_path / uid).with_suffix(".go").touch()
+    assert len(collect(made)) == 2
+
+
+def test_an_unfinished_group_is_carried_over_an_update_and_trained_within_the_bound(
+    sampler: Callable[..., Sampler], runners: RunnerGroup, tmp_path: Path
+) -> None:
+    made = sampler(["slow-1", *(f"plain-{i}" for i in range(2, 9))], 2, settings={"grpo.staleness": 1})
+    ledger = made._ledger
+    runners.sync(0, timeout=60)
+    first = made.collect(time.monotonic() + 60)
+    assert "slow-1" not in [entry.ticket.uid for entry in first]
+    _pump_until(made, lambda: len(ledger.ready()) == 3)  # the learner learns
+    runners.sync(1, timeout=60)
+    ledger.trained(first)
+    assert [entry.ticket.uid for entry in ledger.flying()] == ["slow-1"]
+    _pump_until(made, lambda: len(ledger.ready()) == 3 and ledger.charged == 4)
+    assert ledger.take_batch() is None, "without the slow one no batch may go: it would be too old for the one after"
+    (tmp_path / "slow-1").with_suffix(".go").touch()
+    second = made.collect(time.monotonic() + 60)
+    groups = [entry.result.summary for entry in second]
+    (slow,) = [group for group in groups if group.uid == "slow-1"]
+    assert {(row.version_min, row.version_max) for row in slow.trajectories} == {(0, 1)}
+    assert staleness_of(groups, ledger.version, bound=1) == 1
+    ledger.trained(second)
+    assert ledger.reset_counts() == {"requeued": 0, "filtered": 0, "given_up": 0}
+    runners.sync(0, timeout=60)
+
+
+def _pump_until(sampler: Sampler, condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        assert sampler._ledger.charged <= (sampler._ledger.staleness + 1) * sampler._ledger.groups_per_step
+        sampler.pump(timeout=0.1)
+
+
 def test_waiting_ends_in_an_error_and_not_in_a_hang(sampler: Callable[..., Sampler], runners: RunnerGroup) -> None:
     starved = sampler(["plain-1"], 2)
     with pytest.raises(SamplingError, match="1 of 2 groups ready"):
         collect(starved, seconds=2.0)
-    runners._start_seconds = 3.0
+    runners._members.start_seconds = 3.0
     deserted = sampler(["plain-1", "plain-2"], 2)
     for runner in runners.ids():
         ray.kill(runners.actor(runner), no_restart=True)

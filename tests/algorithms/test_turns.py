@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -51,7 +52,7 @@ class Card:
 
     def begin_sync(self, version: int) -> dict[int, Any]:
         self._do(f"engines begin {version}")
-        return {}
+        return {1: None}
 
     def finish_sync(self, calls: dict[int, Any], version: int, *, timeout: float) -> None:
         self._do(f"engines finish {version}")
@@ -76,8 +77,10 @@ class Card:
         self.alone()
 
     # what is between them
-    def publish(self, version: int) -> None:
+    def publish(self, version: int, opened: Callable[[], object]) -> None:
         assert self.learner, "weights are published by a learner that is awake"
+        self._do(f"open {version}")
+        opened()
         self._do(f"publish {version}")
 
     def gate(self, open_: bool) -> None:
@@ -106,11 +109,11 @@ def test_a_step_hands_the_card_over_and_back() -> None:
     card = Card()
     turns = colocated(card)
     turns.publish(0)
-    assert card.log == ["publish 0", "learner leaves", "engines start"]
+    assert card.log == ["open 0", "publish 0", "learner leaves", "engines start"]
     turns.record()
     card.log.clear()
     step(turns, card, 1)
-    assert card.log == ["engines leave", "learner comes back", "learn", "publish 1", "learner leaves", "engines load 1"]
+    assert card.log == ["engines leave", "learner comes back", "learn", "open 1", "publish 1", "learner leaves", "engines load 1"]
     record = turns.record()
     assert set(record["turns"]) == {"engines_leave", "learner_returns", "learner_leaves", "engines_return"}
     assert record["device_gib"]["between_turns_used"] == 1.0
@@ -127,6 +130,23 @@ def test_a_checkpoint_borrows_the_card_and_gives_it_back_with_the_same_weights()
     with turns.borrowed(4):
         assert card.learner and not card.engines
     assert card.log == ["engines leave", "learner comes back", "learner leaves", "engines load 4"]
+    turns.to_engines(4)
+    assert card.log[-1] == "engines load 4", "they have it"
+    with pytest.raises(OSError, match="full"), turns.borrowed(4):
+        raise OSError("disk full")
+    assert card.engines and not card.learner
+
+
+def test_a_learner_that_breaks_while_it_has_borrowed_the_card_is_found_out_before_the_next_step() -> None:
+    card = Card()
+    turns = colocated(card)
+    turns.publish(0)
+    card.failing = {"learner leaves"}
+    with pytest.raises(LearnerError), turns.borrowed(0):
+        pass
+    card.failing = {"learner leaves"}
+    with pytest.raises(LearnerError):
+        turns.to_engines(0)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -155,12 +175,12 @@ def test_after_any_failure_a_restarted_learner_gets_on(seed: int) -> None:
 def test_apart_on_policy_runners_load_along_and_others_wait_for_the_whole() -> None:
     card = Card()
     Apart(card, card.publish, seconds=1, along=True).publish(1)  # type: ignore[arg-type]
-    assert card.log == ["engines begin 1", "publish 1", "engines finish 1"]
+    assert card.log == ["open 1", "engines begin 1", "publish 1", "engines finish 1"], "nobody asks for a version before it is open"
     card.log.clear()
     card.gate_open, card.learner = True, True
     card.alone = lambda: None  # type: ignore[method-assign]  # they have cards of their own
     Apart(card, card.publish, seconds=1, along=False).publish(2)  # type: ignore[arg-type]
-    assert card.log == ["publish 2", "engines finish 2", "engines load 2"]
+    assert card.log == ["open 2", "publish 2", "engines load 2"]
 
 
 def test_apart_a_failed_publish_still_hears_the_runners_out() -> None:

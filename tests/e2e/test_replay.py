@@ -36,6 +36,7 @@ RECIPE = Path(__file__).parents[2] / "jobs" / "configs" / "atlas.yaml"
 DIFFERS = {
     "turns",
     "seconds",
+    "response_seconds",
     "seconds_left",
     "tokens_per_second",
     "tools",

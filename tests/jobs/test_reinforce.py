@@ -1,4 +1,4 @@
-"""The training stage killed without warning and submitted again."""
+"""The training stage under kill -9: of its trial, which Tune starts anew, and of the whole submission, which a user does."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import psutil
 import pytest
 
 from mmsr_ray.config import Config, to_yaml
@@ -53,17 +54,27 @@ def trained(folder: Path) -> dict[int, set[str]]:
     return found
 
 
+def wait_for_step(step: int, folder: Path, job: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + SECONDS
+    while len(steps(folder)) < step:
+        assert time.monotonic() < deadline, f"no step {step} within {SECONDS} s"
+        assert job.poll() is None, "the submission ended by itself"
+        time.sleep(0.05)
+
+
 @pytest.mark.heavy
-def test_a_killed_driver_goes_on_from_its_checkpoint_with_the_same_prompts(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_killed_trial_and_a_killed_driver_go_on_from_their_checkpoint_with_the_same_prompts(tiny_model: Path, tmp_path: Path) -> None:
     config = run_config(tiny_model, tmp_path)
     config.rollout.num_runners = 1
     folder = tmp_path / "run"
 
     first = submit(config)
-    deadline = time.monotonic() + SECONDS
-    while len(steps(folder)) < 2 and time.monotonic() < deadline and first.poll() is None:
-        time.sleep(0.05)
-    assert first.poll() is None, "the first submission ended by itself"
+    wait_for_step(1, folder, first)
+    (trial,) = [process for process in psutil.Process(first.pid).children(recursive=True) if "ray::GRPO" in " ".join(process.cmdline())]
+    trial.kill()
+    trial.wait(timeout=30)
+    at_the_kill = len(steps(folder))
+    wait_for_step(max(at_the_kill + 1, 2), folder, first)
     first.send_signal(signal.SIGKILL)
     first.wait()
     assert 2 <= max(steps(folder)) < config.grpo.steps

@@ -26,6 +26,7 @@ def test_possible(settings: list[str]) -> None:
     [
         (["grpo.staleness=1"], "grpo.staleness=0"),
         (["learner.world_size=2"], "the same number"),
+        (["rollout.max_runners=3"], "no elastic runners"),
         (["rollout.tensor_parallel=2"], "tensor_parallel=1"),
         (["rollout.gpus_per_runner=1", "learner.gpus_per_rank=0.5"], "add up to 1"),
         (["rollout.gpus_per_runner=1"], "must both be 0"),

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import resource
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -14,6 +17,8 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageP
 
 from mmsr_ray.config import Config, DataConfig, LearnerConfig, LoRAConfig, ModelConfig
 from mmsr_ray.learner.batch import Row
+from mmsr_ray.learner.consolidate import consolidated
+from mmsr_ray.learner.durable import NotWritten, read_manifest
 from mmsr_ray.learner.group import LearnerError, LearnerGroup
 from mmsr_ray.learner.model import load_policy, named_weights
 from mmsr_ray.learner.pictures import PatchCache, VisionGeometry
@@ -84,6 +89,10 @@ def torch_only(base: Path, config: Config, steps: int) -> tuple[dict[str, torch.
     return {name: p.detach() for name, p in named_weights(policy).items()}, metrics[-1]
 
 
+def limit_file_size(rank: Any, size: int) -> None:
+    ray.get(rank.__ray_call__.remote(lambda self: resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))))
+
+
 def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float = 0.0) -> None:
     assert set(found) == set(expected)
     for name, tensor in expected.items():
@@ -112,6 +121,13 @@ def test_zero_2_trains_publishes_skips_saves_and_recovers(base: Path, cluster: N
     group.set_reference()
     group.save(tmp_path / "checkpoint")
     assert not (tmp_path / "checkpoint.partial").exists()
+    assert group.check(tmp_path / "checkpoint") == ""
+    assert_same(consolidated(tmp_path / "checkpoint", config), trained)
+    limit_file_size(group.ranks[1], 100_000)  # the kernel refuses what is beyond, as a full disk or a spent quota would
+    with pytest.raises(NotWritten, match=r"was not written: File too large; it needs \d+\.\d MiB and .* are free there"):
+        group.save(tmp_path / "checkpoint")
+    limit_file_size(group.ranks[1], resource.RLIM_INFINITY)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint"], "nothing is left of it"
     first = group.update(make_plan("grpo", minibatches=3), refs)
     second = group.update(make_plan("grpo"), refs)
     assert set(first) >= {
@@ -147,6 +163,17 @@ def test_zero_2_trains_publishes_skips_saves_and_recovers(base: Path, cluster: N
     assert_same({name: p.detach() for name, p in again.named_parameters()}, before)
     assert (tmp_path / "exported" / "chat_template.jinja").read_text() == "template"
     assert VisionGeometry.load(tmp_path / "exported") == VisionGeometry.load(base)
+
+    # a changed byte is found, whichever rank looks at that file
+    for number, name in enumerate(sorted(read_manifest(tmp_path / "checkpoint"))):
+        copy = tmp_path / f"changed_{number}"
+        shutil.copytree(tmp_path / "checkpoint", copy)
+        content = bytearray((copy / name).read_bytes())
+        content[len(content) // 2] ^= 1
+        (copy / name).write_bytes(content)
+        assert group.check(copy) == f"{copy} is damaged: {name} has not the checksum of its manifest.json"
+        (copy / name).unlink()
+        assert group.check(copy) == f"{copy} is cut short: {name} is missing"
 
     # a dead rank is an error at once, and the group comes back as it was saved, optimiser and reference included
     ray.kill(group.ranks[1])
@@ -186,6 +213,7 @@ def test_zero_3_takes_the_same_steps(base: Path, cluster: None, tmp_path: Path) 
     group.update(make_plan("grpo"), refs)
     group.load(tmp_path / "checkpoint")
     assert_same(weights_of(group), before)
+    assert_same(consolidated(tmp_path / "checkpoint", config), before)
     group.shutdown()
 
 
@@ -209,6 +237,7 @@ def test_adapters_learn_alone_and_are_their_own_reference(base: Path, cluster: N
     }
 
     group.save(tmp_path / "checkpoint")
+    assert_same(consolidated(tmp_path / "checkpoint", config), trained, 1e-6)
     third = group.update(make_plan("grpo", lr=1e-2), refs)
     group.restart(tmp_path / "checkpoint")
     assert_same(weights_of(group), trained, 1e-6)

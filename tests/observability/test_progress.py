@@ -36,6 +36,8 @@ def test_step_line() -> None:
 
 def test_a_real_data_set_has_no_needs_and_missing_parts_are_left_out() -> None:
     assert step_line({"step": 1, "search_ratio_responses": 0.5, "by_need": {}, "reward": None}) == "step 1  searching 50%"
+    evaluation = {"on_demand": {"accuracy": 0.625}, "rag": {"accuracy": None}, "best_accuracy": 0.7}
+    assert step_line({"step": 2, "evaluation": evaluation}) == "step 2  on_demand on test questions 62.5%"
 
 
 def test_stages_keep_their_seconds() -> None:

@@ -82,7 +82,7 @@ def record(step: int) -> dict[str, object]:
         "accuracy": 0.4,
         "by_need": {"image_required": 1.0},
         "length_mean": 160.0,
-        "seconds": {"rollout": 2.0, "learn": 1.0, "sync": 0.1, "total": 3.5, "generate": 0.4, "tools": 0.2},
+        "seconds": {"rollout": 2.4, "generate": 1.2, "tools": 0.9, "idle": 0.3, "learn": 1.0, "sync": 0.1, "total": 3.5},
         "kl": None,
     }
 

@@ -15,6 +15,7 @@ from mmsr_ray.agent.pieces import Own
 from mmsr_ray.agent.ports import EngineError
 from mmsr_ray.agent.tokens import Transcript
 from mmsr_ray.rollout.env_runner import SearchEnvRunner
+from mmsr_ray.rollout.update import UpdateMode
 from mmsr_ray.types import Generation, ImageHit, Picture, Sampling, SealedTokens, TextHit, ToolFailure, ToolKind, ToolResult
 
 GREEDY = Sampling(temperature=0.0, max_tokens=12)
@@ -85,9 +86,18 @@ async def cancelled(runner: SearchEnvRunner, calls: int) -> int:
         task.cancel()
     ended = await asyncio.gather(*tasks, return_exceptions=True)
     assert any(isinstance(result, asyncio.CancelledError) for result in ended)
+    return unfinished(runner)
+
+
+def unfinished(runner: SearchEnvRunner) -> int:
+    """Requests that are with the engine."""
     llm = runner._engine._llm
     assert llm is not None
     return llm.get_num_unfinished_requests()
+
+
+def set_update(runner: SearchEnvRunner, mode: UpdateMode) -> None:
+    runner._engine._update_mode = mode
 
 
 def fail_generations(runner: SearchEnvRunner, failures: int) -> None:

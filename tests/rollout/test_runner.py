@@ -18,7 +18,9 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from safetensors.torch import load_file
 
 from mmsr_ray.config import Config, load, to_dict
+from mmsr_ray.rollout.activity import Reading, State
 from mmsr_ray.rollout.engine import load_codec
+from mmsr_ray.rollout.update import UpdateMode
 from mmsr_ray.tools.tape import TapeMiss
 from mmsr_ray.types import Generation, Group, GroupSummary, Outcome, Sample, Sampling, SealedTokens, Ticket, ToolFailure
 from mmsr_ray.weights.publisher import buckets
@@ -73,6 +75,9 @@ class Run:
 
     def stats(self) -> dict[str, float]:
         return ray.get(self.runner.stats.remote(), timeout=WAIT)
+
+    def activity(self) -> Reading:
+        return ray.get(self.runner.activity.remote(), timeout=WAIT)
 
     def greedy(self, text: str = "what is this?", *pictures: int) -> Generation:
         return self.on_runner(scripted.generate, text, pictures, GREEDY)
@@ -207,6 +212,33 @@ def test_a_version_is_loaded_while_it_is_published_and_one_given_up_is_told(run:
     assert ray.get(run.store.latest.remote(), timeout=WAIT) == run.version
 
 
+def test_turns_finish_first_where_the_update_waits_for_them(run: Run) -> None:
+    run.on_runner(scripted.set_update, UpdateMode.WAIT)
+    try:
+        before = run.activity()
+        calls = [run.runner.apply.remote(scripted.generate, "finish", (i,), Sampling(max_tokens=400)) for i in range(16)]
+        _until(lambda: run.on_runner(scripted.unfinished) > 0)
+        seconds = run.sync(1.1)
+        spent = {state: value - before[state] for state, value in run.activity().items()}
+        late = run.greedy()
+        generations: list[Generation] = ray.get(calls, timeout=WAIT)
+    finally:
+        run.on_runner(scripted.set_update, UpdateMode.KEEP)
+    run.sync()
+    old, new = run.version - 2, run.version - 1
+    assert {tuple(set(g.versions)) for g in generations} <= {(old,), (new,)}, "no turn is of two versions"
+    assert (old,) in {tuple(set(g.versions)) for g in generations}
+    assert set(late.versions) == {new}
+    assert spent[State.SYNC] >= seconds["total"] - 0.01
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def test_updates_are_quick_and_leave_nothing_in_the_object_store(run: Run) -> None:
     run.sync()
     used = _objects_in_store()
@@ -313,6 +345,7 @@ def test_a_group_is_scored_sealed_and_summarised(run: Run, sample: Sample) -> No
         assert told.version_min == told.version_max == run.version
         assert told.generate_seconds > 0
     assert "dropped" not in summary.metrics
+    assert run.activity()[State.GENERATE] > 0
 
 
 def test_rollouts_follow_from_what_they_are_whatever_runs_beside_them(run: Run, sample: Sample) -> None:

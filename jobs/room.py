@@ -1,0 +1,100 @@
+"""Room on the cluster for a trial, before Tune starts it: Tune itself would wait for ever where it does not fit.
+
+Promise: what can never be met is told within a minute, with what was asked, what is there and what is missing. Waiting goes on, and
+is told every minute, only where it has a point: an autoscaler may add nodes, or others hold what is lacking now.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import ray
+from ray._private.state import available_resources_per_node
+from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled
+from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply  # type: ignore[attr-defined]  # generated
+from ray.exceptions import RayError
+from ray.experimental.internal_kv import _internal_kv_get
+from ray.tune import PlacementGroupFactory
+from ray.util import remove_placement_group
+
+from mmsr_ray.algorithms.placement import Room, fit
+
+logger = logging.getLogger(__name__)
+
+PATIENCE_SECONDS = 50.0  # for nodes that are starting by hand, where no autoscaler runs
+TELL_SECONDS = 60.0
+GCS_SECONDS = 10.0
+READONLY = "node_"  # without an autoscaler Ray calls each node a type of its own, named for its id
+REMEDY = "lower rollout.num_runners, learner.world_size or what each of them asks for, or start Ray with more"
+
+
+class NoRoom(RuntimeError):
+    """The bundles of a trial do not fit on the cluster: asked, available, missing."""
+
+
+def wait_for_room(wanted: PlacementGroupFactory, seconds: float) -> None:
+    """Reserve what a trial needs and let it go again; a reservation makes an autoscaler add nodes.
+
+    Raises NoRoom after `seconds`, and within a minute where neither more nodes nor less load could help.
+    """
+    reservation = wanted()
+    ready, began, told = reservation.ready(), time.monotonic(), 0.0
+    try:
+        while not ray.wait([ready], timeout=1.0)[0]:
+            waited = time.monotonic() - began
+            if waited > seconds:
+                raise NoRoom(f"no room for training within grpo.placement_seconds={seconds:.0f}: {_room_now(wanted)}; {REMEDY}")
+            if waited > PATIENCE_SECONDS and not (room := _room(wanted)).enough and not autoscaler_runs():
+                raise NoRoom(f"training does not fit on this cluster, and no autoscaler adds nodes to it: {room}; {REMEDY}")
+            if waited > told:
+                logger.warning("training waits for %s: %s", _for_what(wanted), _room_now(wanted))
+                told += TELL_SECONDS
+    finally:
+        remove_placement_group(reservation)
+
+
+def _for_what(wanted: PlacementGroupFactory) -> str:
+    if _room(wanted).enough:
+        return "others to let go of what they hold"
+    return "the autoscaler to add nodes" if autoscaler_runs() else "nodes to join"
+
+
+def _room(wanted: PlacementGroupFactory) -> Room:
+    """On nodes that hold nothing else."""
+    return fit(wanted.bundles, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+
+
+def _room_now(wanted: PlacementGroupFactory) -> Room:
+    """On what is free now, where an empty cluster would do."""
+    whole = _room(wanted)
+    return fit(wanted.bundles, list(available_resources_per_node().values())) if whole.enough else whole
+
+
+def autoscaler_runs() -> bool:
+    """Does something add nodes to this cluster? False where Ray cannot say."""
+    try:
+        reply = GetClusterStatusReply()
+        reply.ParseFromString(GcsClient(ray.get_runtime_context().gcs_address).get_cluster_status(timeout_s=GCS_SECONDS))
+        legacy = _internal_kv_get("__autoscaling_status")
+    except (RayError, OSError) as error:
+        logger.warning("whether an autoscaler runs is not known: %s", error)
+        return False
+    types = legacy_node_types(json.loads(legacy) if legacy else {})
+    if reply.autoscaling_state.autoscaler_state_version > 0:
+        types += [node.ray_node_type_name for node in reply.cluster_resource_state.node_states]
+    return scales(types)
+
+
+def legacy_node_types(status: dict[str, Any]) -> list[str]:
+    """Names of node types in what the first autoscaler writes of itself; empty where it does not run."""
+    report = status.get("autoscaler_report") or {}
+    return [name for key in ("active_nodes", "idle_nodes") for name in report.get(key) or {}]
+
+
+def scales(node_types: Iterable[str]) -> bool:
+    """Are these the node types of a cluster that somebody configured to grow?"""
+    return any(name and not name.startswith(READONLY) for name in node_types)

@@ -1,0 +1,31 @@
+"""The settings of evaluations: before and after training over all questions, and during training over fewer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+WORKFLOWS = ("on_demand", "direct", "rag")
+
+
+@dataclass
+class EvaluationConfig:
+    questions: int = 0  # 0: all
+    workflows: list[str] = field(default_factory=lambda: ["on_demand", "direct", "rag"])
+    before_training: bool = True
+    trajectories_shown: int = 12
+    deadline_seconds: float = 7200.0  # of one workflow over all questions
+    every_steps: int = 0  # during training, after every so many steps; 0: never
+    questions_during: int = 200  # 0: all
+    workflows_during: list[str] = field(default_factory=lambda: ["on_demand"])  # the first decides which checkpoint is the best
+
+
+def complaint(c: EvaluationConfig) -> str:
+    """What cannot be, in one sentence; "" for nothing."""
+    if min(c.every_steps, c.questions, c.questions_during) < 0:
+        return "evaluation.every_steps, questions and questions_during must be 0 (never; all) or more"
+    if c.every_steps and not c.workflows_during:
+        return "evaluation.every_steps needs a workflow in evaluation.workflows_during: on_demand is the one that is trained"
+    unknown = sorted({*c.workflows, *c.workflows_during} - set(WORKFLOWS))
+    if unknown:
+        return f"evaluation.workflows names {', '.join(unknown)}: choose from {', '.join(WORKFLOWS)}"
+    return ""

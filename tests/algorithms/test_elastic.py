@@ -1,0 +1,110 @@
+"""Elastic runners under Ray's autoscaler: a node joins, its runner joins, the node is lost, another comes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import ray
+from ray.rllib.env.env_runner import EnvRunner
+
+from mmsr_ray.algorithms.feed import Feed
+from mmsr_ray.algorithms.grpo_config import GRPOConfig
+from mmsr_ray.algorithms.ledger import Entry, Ledger
+from mmsr_ray.algorithms.runners import RunnerGroup
+from mmsr_ray.algorithms.sampling import Sampler
+from tests.algorithms.autoscaling import QuietAutoscalingCluster
+from tests.algorithms.scripted import Feeder, ScriptedRunner, plain_config
+
+pytestmark = pytest.mark.heavy
+
+SECONDS = 120.0  # of any wait here; a few on a quiet machine
+GROUPS = 4
+
+
+@pytest.fixture
+def autoscaled() -> Iterator[None]:
+    """A Ray whose head has one CPU and whose autoscaler may add one node of one CPU at a time."""
+    with tempfile.TemporaryDirectory(prefix="el", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        cluster = QuietAutoscalingCluster(Path(folder), max_workers=1)
+        try:
+            cluster.start()
+            ray.init(cluster.address, namespace="mmsr", log_to_driver=False)
+            yield
+            ray.shutdown()
+        finally:
+            cluster.shutdown()
+
+
+def kill_node(runner: EnvRunner) -> None:
+    """What a spot market does to the node of a runner: its raylet is gone, and with it all of its processes."""
+    os.kill(os.getppid(), signal.SIGKILL)
+
+
+def nodes() -> int:
+    return sum(node["Alive"] for node in ray.nodes())
+
+
+class Run:
+    """Steps of sampling without a learner; counts what was handed to it."""
+
+    def __init__(self, runners: RunnerGroup, uids: list[str], marks: Path) -> None:
+        config = plain_config()
+        config.grpo.groups_per_step = GROUPS
+        self.runners, self.ledger, self.uids = runners, Ledger(GROUPS, 0, config.grpo.loss_limit, steps=999), uids
+        self.feed = Feed(lambda state: Feeder.remote(uids, marks, state), seed=0)  # type: ignore[arg-type]
+        self.sampler = Sampler(config, runners, self.feed, self.ledger, tend=lambda: None)
+        self.trained: list[str] = []
+
+    def step(self) -> list[Entry]:
+        batch = self.sampler.collect(time.monotonic() + SECONDS)
+        self.ledger.trained(batch)
+        self.runners.sync(self.ledger.version, timeout=SECONDS)
+        self.trained += [entry.ticket.uid for entry in batch]
+        return batch
+
+    def steps_until(self, happened: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + SECONDS
+        while not happened():
+            assert time.monotonic() < deadline, "it did not happen"
+            self.step()
+
+
+def test_a_runner_joins_with_its_node_and_leaves_with_it(autoscaled: None, tmp_path: Path) -> None:
+    config = plain_config()
+    config.rollout.num_runners, config.rollout.cpus_per_runner = 1, 1.0
+    rllib = GRPOConfig.from_config(config).env_runners(env_runner_cls=ScriptedRunner)
+    runners = RunnerGroup(config=rllib, max_concurrency=100, start_seconds=SECONDS)
+    runners.wait_until_up()
+    # every batch has a late group, so that others are ready on their runner's node when that is lost
+    run = Run(runners, [f"{'late' if i % GROUPS == 0 else 'big'}-{i}" for i in range(4000)], tmp_path)
+    run.step()
+    assert nodes() == 1
+
+    runners.grow(1)
+    began = time.monotonic()
+    run.step()
+    assert time.monotonic() - began < SECONDS / 4, "a runner that no node has room for holds nobody up"
+    run.steps_until(lambda: runners.healthy() == [1, 2])
+    assert nodes() == 2
+
+    while len(run.ledger.ready()) < GROUPS - 1:
+        run.sampler.pump(timeout=0.01)
+    runners.actor(2).apply.remote(kill_node)
+    batch = run.step()
+    assert all(ray.get(entry.result.group, timeout=10) is not None for entry in batch), "none of the lost node's groups is in a batch"
+    run.steps_until(lambda: runners.healthy() == [1])
+    run.steps_until(lambda: runners.healthy() == [1, 2])  # on the node that the autoscaler found instead
+
+    runners.stop()
+    counts = run.ledger.reset_counts()
+    assert counts["given_up"] == 0
+    assert set(Counter(run.trained).values()) == {1}
+    handed = {uid for _, uid in run.ledger.charged_keys()} | set(run.trained)
+    assert handed == set(run.uids[: len(handed)]), "every prompt that was handed out is trained or charged"
