@@ -2,7 +2,7 @@
 
 By size a publisher and a receiver, each a process of its own, carry Qwen2.5-VL-shaped bf16 weights through the real store
 (`weights.measure`). A share of memory-copy speed is always: the bytes of one version, once, over the seconds, against the bytes per
-second of torch's copy with all cores, in the same run. Two copies are the least there can be (into the object store, out of
+second of torch's copy, with one thread or with all cores, whichever is faster, in the same run. Two copies are the least there can be (into the object store, out of
 it), so one after the other cannot exceed a half.
 """
 
@@ -76,16 +76,15 @@ def _by_size(size: str, bucket_bytes: int) -> list[dict[str, Any]]:
         address="local", num_cpus=4, include_dashboard=False, object_store_memory=capacity, logging_level=logging.ERROR, log_to_driver=False
     )
     try:
-        cores = os.cpu_count() or 1
-        best = copy_rate(cores)
+        best = copy_rate()
         straight = way(size, _fresh_store, bucket_bytes=bucket_bytes, rounds=ROUNDS[size])
         cast = [size] * (size == CAST)
         converted = [way(s, _fresh_store, bucket_bytes=bucket_bytes, rounds=ROUNDS[s], source=torch.float32, lasting=False) for s in cast]
-        best = max(best, copy_rate(cores))
+        best = max(best, copy_rate())
     finally:
         ray.shutdown()
     label = f"Qwen2.5-VL-{size.upper()} shape, {straight.bytes / 1e9:.2f} GB in bf16"
-    copy = f"one copy of the same bytes by torch, {cores} threads"
+    copy = "one copy of the same bytes by torch"
 
     def rate(what: str, seconds: float) -> dict[str, Any]:
         return _row(f"{what}; {label}", straight.bytes / seconds / 1e9, "GB/s", copy, best / 1e9)
@@ -178,7 +177,7 @@ def _engine(config: Config) -> list[dict[str, Any]]:
         finally:
             runners.stop()
     size = sum(t.numel() * t.element_size() for t in tensors.values())
-    copy = size / copy_rate(os.cpu_count() or 1)
+    copy = size / copy_rate()
     pause = statistics.median(p["total"] - p["wait"] for p in parts)
     label = f"a vLLM CPU engine of the {ENGINE.upper()} shape, {size / 1e9:.2f} GB in bf16"
     return [_row(f"seconds that {label} stands still in an update", pause, "s", "one copy of the same bytes by torch", copy)]

@@ -11,6 +11,7 @@ far beyond any cache, and needs no 15 GB beside the object store.
 from __future__ import annotations
 
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -153,13 +154,13 @@ def _publish(store: ActorHandle, sender: Any, sink: Any = None) -> list[ray.Obje
     return loading
 
 
-def copy_rate(threads: int) -> float:
-    """Bytes per second of torch's copy between two buffers beyond all caches, the best of several."""
+def copy_rate() -> float:
+    """Bytes per second of torch's copy between two buffers beyond all caches: the best of several, with one thread or with all cores."""
     kept = torch.get_num_threads()
-    torch.set_num_threads(threads)
     source, target = torch.ones(COPIED_BYTES, dtype=torch.uint8), torch.zeros(COPIED_BYTES, dtype=torch.uint8)
     seconds = []
-    for _ in range(10):
+    for threads in (1, os.cpu_count() or 1) * 8:
+        torch.set_num_threads(threads)
         began = time.perf_counter()
         target.copy_(source)
         seconds.append(time.perf_counter() - began)
