@@ -23,6 +23,7 @@ import psutil
 import ray
 import torch
 from ray.actor import ActorHandle
+from ray.exceptions import ActorDiedError
 from safetensors.torch import load_file, save_file
 
 from jobs.atlas_stage import world
@@ -44,7 +45,7 @@ UPDATES = 100  # of the tiny policy
 ROUNDS = {"0.5b": 5, "3b": 2}
 ENGINE = CAST = "0.5b"  # the shape of the real engine, and of float32 weights that are cast on their way
 GIB = 2**30
-SPARE_GIB = 2.5  # of free memory beside one version: two processes, and the tensors that they share between layers
+SPARE_GIB = 3.5  # of free memory beside one version: two processes, and the tensors that they share between layers
 ENGINE_GIB = 7.0  # of free memory for a real engine of ENGINE's shape
 
 
@@ -81,6 +82,9 @@ def _by_size(size: str, bucket_bytes: int) -> list[dict[str, Any]]:
         cast = [size] * (size == CAST)
         converted = [way(s, _fresh_store, bucket_bytes=bucket_bytes, rounds=ROUNDS[s], source=torch.float32, lasting=False) for s in cast]
         best = max(best, copy_rate())
+    except ActorDiedError as error:
+        log.warning("%s: left out, a process died, most likely because others took the memory meanwhile: %s", size, str(error)[:200])
+        return []
     finally:
         ray.shutdown()
     label = f"Qwen2.5-VL-{size.upper()} shape, {straight.bytes / 1e9:.2f} GB in bf16"
