@@ -37,7 +37,7 @@ def reinforce(config: Config, model: str, folder: Path) -> str:
     paused = _paused_for_money(folder)
     if paused and 0 < config.tools.budget_usd <= paused["budget_usd"]:
         raise BudgetSpent(_go_on(config, paused["steps"]))
-    # metrics.jsonl and TensorBoard are written by the algorithm itself; Tune's copies would say the same in other files.
+    # metrics.jsonl is written by the algorithm itself; Tune's copies would say the same in other files.
     os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
     config = replace(config, model=replace(config.model, path=model))
     wait_for_room(bundles(config), config.grpo.placement_seconds)

@@ -27,20 +27,23 @@ from jobs.warm_start import warm_start
 from mmsr_ray.agent.prompts import PromptError, PromptSet
 from mmsr_ray.agent.template import CodecError
 from mmsr_ray.atlas.prepare import AtlasError
-from mmsr_ray.config import Config, ConfigError, load
+from mmsr_ray.config import Config, ConfigError, load, to_dict
 from mmsr_ray.data.reader import read_index
 from mmsr_ray.data.schema import DataError
 from mmsr_ray.evaluation.rows import describe, read_rows
 from mmsr_ray.evaluation.summary import write_summary
 from mmsr_ray.learner.durable import NotWritten
+from mmsr_ray.observability.browse import write_browser
 from mmsr_ray.observability.progress import Progress
 from mmsr_ray.observability.report import write_report
+from mmsr_ray.observability.trackers.follow import following, open_trackers
+from mmsr_ray.observability.trackers.port import TrackerError
 from mmsr_ray.rollout.engine import load_codec
 from mmsr_ray.tools.actor import start_tools
 from mmsr_ray.tools.errors import BudgetSpent, ToolsError
 
 OUT_OF_MONEY = 3
-USERS_TO_MEND = (ConfigError, DataError, ToolsError, CodecError, PromptError, AtlasError, NoRoom, NotWritten)
+USERS_TO_MEND = (ConfigError, DataError, ToolsError, CodecError, PromptError, AtlasError, NoRoom, NotWritten, TrackerError)
 
 
 def train(config: Config) -> Path:
@@ -50,8 +53,9 @@ def train(config: Config) -> Path:
     """
     progress = Progress()
     run = RunFolder(config, progress)
+    trackers = open_trackers(config.run.trackers, config.run.tracking, run.path)
     spent: BudgetSpent | None = None
-    with world(config) as here:
+    with world(config) as here, following(trackers, run.path, name=config.run.name, config=to_dict(here)):
         check_inputs(here)
         tools = start_tools(here)  # the actors live as long as this handle
         asyncio.run(tools.check())
@@ -73,6 +77,7 @@ def train(config: Config) -> Path:
     for row in rows:
         progress.note(describe(row))
     write_summary(run.path, config=config, seconds=run.seconds, rows=rows)
+    write_browser(run.path)
     write_report(run.path, shown=config.evaluation.trajectories_shown)
     progress.finish()
     if spent is not None:

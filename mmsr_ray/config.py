@@ -16,10 +16,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mmsr_ray.evaluation.settings import EvaluationConfig
 from mmsr_ray.evaluation.settings import complaint as evaluation_complaint
+from mmsr_ray.learner.colocation import complaint as colocation_complaint
 from mmsr_ray.learner.objective import LossConfig
 from mmsr_ray.learner.objective import complaint as loss_complaint
 from mmsr_ray.learner.settings import LearnerConfig
 from mmsr_ray.learner.settings import complaint as learner_complaint
+from mmsr_ray.observability.trackers.settings import TrackingConfig
+from mmsr_ray.observability.trackers.settings import complaint as tracking_complaint
 from mmsr_ray.rewards.settings import RewardConfig
 from mmsr_ray.rewards.settings import complaint as reward_complaint
 from mmsr_ray.rollout.update import complaint as update_complaint
@@ -38,7 +41,8 @@ class RunConfig:
     dir: str = "runs"
     seed: int = 0
     namespace: str = "mmsr"  # Ray namespace of the run's named actors
-    trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
+    trackers: list[str] = field(default_factory=lambda: ["tensorboard"])  # tensorboard (always), wandb, mlflow
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 
 @dataclass
@@ -303,6 +307,8 @@ def _require(ok: bool, sentence: str) -> None:
 
 def validate(c: Config) -> None:
     """Refuse what cannot run, before anything starts. Raises ConfigError."""
+    said = tracking_complaint(c.run.trackers, c.run.tracking)
+    _require(not said, said)
     _require(c.agent.max_turns >= 1, "agent.max_turns must be at least 1")
     _require(c.agent.topk >= 1, "agent.topk must be at least 1")
     _require(
@@ -364,7 +370,7 @@ def validate(c: Config) -> None:
         c.grpo.lr_schedule in ("sigmoid", "constant", "cosine"),
         f"grpo.lr_schedule={c.grpo.lr_schedule!r}: choose sigmoid, constant or cosine",
     )
-    said = loss_complaint(c.grpo.loss) or evaluation_complaint(c.evaluation)
+    said = loss_complaint(c.grpo.loss) or evaluation_complaint(c.evaluation) or colocation_complaint(c.learner, c.rollout, c.grpo.staleness)
     _require(not said, said)
     _require(0 < c.rollout.temperature <= 2, f"rollout.temperature={c.rollout.temperature}: choose a value above 0 and at most 2")
     _require(

@@ -73,13 +73,18 @@ def staleness_of(groups: Sequence[GroupSummary], version: int, bound: int) -> in
 
 
 class MetricsFile:
-    """Appends records to a JSON-lines file, flushed and synced line by line."""
+    """Appends records to a JSON-lines file, flushed and synced line by line. Trackers and the live lines follow it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._fresh = True
         path.parent.mkdir(parents=True, exist_ok=True)
 
     def append(self, record: dict[str, Any]) -> None:
+        """The first one supersedes what an earlier process left of its step and of later ones."""
+        if self._fresh:
+            self.truncate(record["step"] - 1)
+            self._fresh = False
         with self.path.open("a") as file:
             file.write(json.dumps(record) + "\n")
             file.flush()

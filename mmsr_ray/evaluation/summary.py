@@ -26,7 +26,9 @@ LOCATIONS = (
     "cache",
     "tape",
     "budget_usd",
-)  # settings that say where answers come from or what they may cost, not what they are
+    "trackers",
+    "tracking",
+)  # settings that say where answers come from, what they may cost or who is told, not what they are
 
 
 def machine() -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Trajectories as parquet: what the policy wrote, what it searched, what came back, and all the pictures.
 
 Promise: a file holds everything a reader needs to judge an episode by eye, and nothing else (no token arrays); it appears
-whole or not at all, and several writers may share a folder. Reading gives plain `StoredTrajectory` values back.
+whole or not at all, and several writers may share a folder. Reading gives plain `StoredTrajectory` values back; what files
+of before did not hold yet has its default.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -44,9 +46,12 @@ TURN = pa.struct(
         ("tool_seconds", pa.float64()),
         ("tokens", pa.int32()),
         ("hits", pa.list_(HIT)),
-        ("partial", pa.bool_()),  # these three are not in files of before the tools had prices
+        ("partial", pa.bool_()),
         ("attempts", pa.int32()),
         ("cost_usd", pa.float64()),
+        ("seconds", pa.float64()),  # in the engine
+        ("version_min", pa.int32()),  # of the weights that sampled the turn; -1: unknown
+        ("version_max", pa.int32()),
     ]
 )
 SCHEMA = pa.schema(
@@ -68,6 +73,15 @@ SCHEMA = pa.schema(
         ("correct", pa.bool_()),
         ("well_formed", pa.bool_()),
         ("turns", pa.list_(TURN)),
+        ("searches_counted", pa.int32()),  # as the reward's penalty counts them, null without reward
+        ("verdict", pa.string()),  # of the judge, or why there is none; null where none was asked
+        ("length", pa.int32()),  # tokens of the whole transcript, pictures expanded
+        ("sampled_tokens", pa.int32()),
+        ("version_min", pa.int32()),  # -1: nothing was sampled
+        ("version_max", pa.int32()),
+        ("generate_seconds", pa.float64()),
+        ("tool_seconds", pa.float64()),
+        ("cost_usd", pa.float64()),  # searches and verdict
     ]
 )
 
@@ -97,6 +111,9 @@ class StoredTurn:
     partial: bool = False
     attempts: int = 1
     cost_usd: float = 0.0
+    seconds: float = 0.0
+    version_min: int = -1
+    version_max: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +137,15 @@ class StoredTrajectory:
     correct: bool | None
     well_formed: bool | None
     turns: tuple[StoredTurn, ...]
+    searches_counted: int | None = None
+    verdict: str | None = None
+    length: int = 0
+    sampled_tokens: int = 0
+    version_min: int = -1
+    version_max: int = -1
+    generate_seconds: float = 0.0
+    tool_seconds: float = 0.0
+    cost_usd: float = 0.0
 
 
 def write_trajectories(path: str | Path, pairs: Iterable[tuple[Sample, Trajectory]], *, split: str, step: int | None = None) -> int:
@@ -165,7 +191,9 @@ def read_trajectories(path: str | Path, limit: int = 0) -> Iterator[StoredTrajec
 
 
 def _row(sample: Sample, trajectory: Trajectory, split: str, step: int | None) -> dict[str, Any]:
-    reward = trajectory.reward
+    reward, verdict = trajectory.reward, trajectory.verdict
+    versions = trajectory.tokens.versions[trajectory.tokens.loss_mask]
+    oldest, newest = _span(versions)
     return {
         "uid": trajectory.uid,
         "index": trajectory.index,
@@ -183,11 +211,32 @@ def _row(sample: Sample, trajectory: Trajectory, split: str, step: int | None) -
         "reward": None if reward is None else reward.total,
         "correct": None if reward is None else reward.correct,
         "well_formed": None if reward is None else reward.well_formed,
-        "turns": [_turn(turn) for turn in trajectory.turns],
+        "turns": [_turn(turn, _span(part)) for turn, part in zip(trajectory.turns, _by_turn(trajectory, versions), strict=True)],
+        "searches_counted": None if reward is None else reward.searches_counted,
+        "verdict": None if verdict is None else verdict.hits[0].title if verdict.hits else f"{verdict.failure}: {verdict.detail}",
+        "length": trajectory.tokens.length,
+        "sampled_tokens": len(versions),
+        "version_min": oldest,
+        "version_max": newest,
+        "generate_seconds": trajectory.generate_seconds,
+        "tool_seconds": trajectory.tool_seconds,
+        "cost_usd": sum(result.cost_usd for result in trajectory.paid_calls),
     }
 
 
-def _turn(turn: Turn) -> dict[str, Any]:
+def _by_turn(trajectory: Trajectory, versions: np.ndarray) -> list[np.ndarray]:
+    """The weight versions (int32 [sampled tokens]) turn by turn; empty ones where a cut at the length limit took tokens away."""
+    tokens = [turn.tokens for turn in trajectory.turns]
+    if sum(tokens) != len(versions):
+        return [versions[:0]] * len(tokens)
+    return np.split(versions, np.cumsum(tokens)[:-1]) if tokens else []
+
+
+def _span(versions: np.ndarray) -> tuple[int, int]:
+    return (int(versions.min()), int(versions.max())) if versions.size else (-1, -1)
+
+
+def _turn(turn: Turn, versions: tuple[int, int]) -> dict[str, Any]:
     action, query, why = _action(turn.action)
     tool = turn.tool
     return {
@@ -204,6 +253,9 @@ def _turn(turn: Turn) -> dict[str, Any]:
         "partial": tool is not None and tool.partial,
         "attempts": 1 if tool is None else tool.attempts,
         "cost_usd": 0.0 if tool is None else tool.cost_usd,
+        "seconds": turn.seconds,
+        "version_min": versions[0],
+        "version_max": versions[1],
     }
 
 

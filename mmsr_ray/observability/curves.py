@@ -54,7 +54,7 @@ def curves(records: Sequence[Mapping[str, Any]]) -> list[Curve]:
         return []
     steps = [int(record["step"]) for record in records]
     needs = {label: column(records, "by_need", need) for need, label in NEEDS.items()}
-    seconds = {name: column(records, "seconds", name) for name in (*PARTS, "total")}
+    seconds = {name: column(records, "seconds", name) for name in (*PARTS, "rollout", "total")}
     plain = [
         ("Reward and accuracy", "means over the responses of a step", _columns(records, "reward", "accuracy", "format_ok"), (0.0, 1.0)),
         (
@@ -88,8 +88,11 @@ def curves(records: Sequence[Mapping[str, Any]]) -> list[Curve]:
     ]
     drawn = [Curve(title, note, _lines(steps, series, limits)) for title, note, series, limits in plain if _exists(series)]
     if _exists({"total": seconds["total"]}):
-        note = "seconds, stacked; waiting for a batch is split by what the runners do meanwhile: generate, wait for tools, nothing"
-        drawn.insert(3, Curve("Where a step's time goes", note, _stack(steps, seconds)))
+        parts = _parts(seconds)
+        note = "seconds, stacked"
+        if "idle" in parts:
+            note += "; waiting for a batch is split by what the runners do meanwhile: generate, wait for tools, nothing"
+        drawn.insert(3, Curve("Where a step's time goes", note, _stack(steps, parts)))
     drawn[1:1] = _evaluated([record for record in records if record.get("evaluation")])
     return drawn
 
@@ -178,13 +181,25 @@ def _lines(steps: Sequence[int], series: Series, limits: tuple[float, float] | N
         return _svg(figure)
 
 
-def _stack(steps: Sequence[int], seconds: Mapping[str, Sequence[float | None]]) -> str:
-    """All parts; they reach up to the total."""
-    parts = {name: [value or 0.0 for value in seconds[name]] for name in PARTS}
+def _parts(seconds: Series) -> dict[str, list[float]]:
+    """The parts of each step's total that the records have, and what they leave of it as "other", if that is worth drawing.
+
+    Records of before the runners said what they do have "rollout" in place of generate, tools and idle.
+    """
+    names = (
+        [name for name in PARTS if _exists({name: seconds[name]})] if _exists({"idle": seconds["idle"]}) else ["rollout", "learn", "sync"]
+    )
+    parts = {name: [value or 0.0 for value in seconds[name]] for name in names}
+    known = [sum(values) for values in zip(*parts.values(), strict=True)]
+    other = [max(0.0, (total or 0.0) - part) for total, part in zip(seconds["total"], known, strict=True)]
+    return parts | ({"other": other} if sum(other) > 0.01 * sum(known) else {})
+
+
+def _stack(steps: Sequence[int], parts: Mapping[str, Sequence[float]]) -> str:
     with mpl.rc_context(STYLE):
         figure, axes = _axes()
-        axes.stackplot(steps, list(parts.values()), labels=list(parts), colors=COLOURS[:5], alpha=0.85, linewidth=0)
-        axes.legend(loc="upper right", fontsize=8, ncols=5)
+        axes.stackplot(steps, list(parts.values()), labels=list(parts), colors=COLOURS, alpha=0.85, linewidth=0)
+        figure.legend(loc="outside upper right", fontsize=8, ncols=len(parts))
         return _svg(figure)
 
 

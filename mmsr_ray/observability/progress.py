@@ -85,7 +85,7 @@ class Progress:
         last = False
         while not last:
             last = stop.wait(FOLLOW_SECONDS)  # one more look after the end
-            now = _size_and_time(path)
+            now = size_and_time(path)
             if now == known:
                 continue
             known = now
@@ -166,7 +166,8 @@ def last_step(records: list[dict[str, Any]]) -> int:
     return max((int(record.get("step", 0)) for record in records), default=0)
 
 
-def _size_and_time(path: Path) -> tuple[int, int] | None:
+def size_and_time(path: Path) -> tuple[int, int] | None:
+    """What changes when a file is written; None while there is none."""
     if not path.is_file():
         return None
     status = path.stat()

@@ -7,30 +7,26 @@ escaped, links are http(s) only, and a Content-Security-Policy stands behind bot
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from PIL import Image
 
 from mmsr_ray.evaluation.summary import FILE as SUMMARY
 from mmsr_ray.evaluation.tools import read_tools
 from mmsr_ray.evaluation.trajectories import StoredTrajectory, read_trajectories
+from mmsr_ray.observability.catalogue import TRAJECTORIES, episode_files, step_of
 from mmsr_ray.observability.curves import curves
-from mmsr_ray.observability.progress import NEEDS, duration, read_records
+from mmsr_ray.observability.pages import environment, usd
+from mmsr_ray.observability.pictures import data_uri
+from mmsr_ray.observability.progress import duration, read_records
 
 FILE = "report.html"
-TRAJECTORIES = "trajectories"
-FORMATS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "GIF": "image/gif"}
-SIDE = 320  # pixels of a picture's longer side in the report
+BROWSER = "browse/index.html"  # written by observability.browse, where it was
 SCANNED = 256  # episodes of a file from which the shown ones are chosen
-SUMMARY_CHARS = 1_500
 
 
 def write_report(run_dir: str | Path, *, shown: int = 12) -> Path:
@@ -42,7 +38,7 @@ def write_report(run_dir: str | Path, *, shown: int = 12) -> Path:
     episodes = choose(islice(read_trajectories(source), SCANNED), shown) if source else []
     tools = read_tools(folder)
     page = (
-        _environment()
+        environment(data_uri)
         .get_template("report.html.jinja")
         .render(
             run=folder.resolve().name,
@@ -54,6 +50,7 @@ def write_report(run_dir: str | Path, *, shown: int = 12) -> Path:
             saving=saving_sentence(tools) if tools else "",
             episodes=episodes,
             source=source.relative_to(folder) if source else None,
+            browser=BROWSER if (folder / BROWSER).is_file() else None,
         )
     )
     target = folder / FILE
@@ -68,10 +65,10 @@ def newest_episodes(folder: Path) -> Path | None:
 
     Of the workflows of one evaluation, on_demand is the one that decides by itself, so it is preferred.
     """
-    files = list(folder.rglob("*.parquet")) if folder.is_dir() else []
+    files = episode_files(folder)
     if not files:
         return None
-    return max(files, key=lambda file: (not file.name.startswith("step_"), "on_demand" in file.name, file.stat().st_mtime_ns, file.name))
+    return max(files, key=lambda file: (step_of(file) is None, "on_demand" in file.name, file.stat().st_mtime_ns, file.name))
 
 
 def choose(episodes: Iterable[StoredTrajectory], count: int) -> list[StoredTrajectory]:
@@ -82,53 +79,6 @@ def choose(episodes: Iterable[StoredTrajectory], count: int) -> list[StoredTraje
     ordered = [kinds[kind] for kind in sorted(kinds, key=lambda kind: (not kind[1], kind[0]))]
     mixed = [episode for row in zip_longest(*ordered) for episode in row if episode is not None]
     return mixed[:count]
-
-
-def data_uri(picture: bytes | None, side: int = SIDE) -> str | None:
-    """A picture as a data URI, scaled down to `side` pixels; None for what is no picture (None, corrupt, unknown, a bomb)."""
-    if not picture:
-        return None
-    try:
-        with Image.open(io.BytesIO(picture), formats=list(FORMATS)) as image:
-            mime = FORMATS[str(image.format)]
-            if max(image.size) > side:
-                image.thumbnail((side, side))
-                out = io.BytesIO()
-                image.convert("RGB").save(out, format="PNG")
-                picture, mime = out.getvalue(), "image/png"
-    except (OSError, ValueError, Image.DecompressionBombError):  # foreign bytes; the page says that the picture is missing
-        return None
-    return f"data:{mime};base64,{base64.b64encode(picture).decode()}"
-
-
-def number(value: Any, digits: int = 2) -> str:
-    """A figure of a table; undefined ones are a dash."""
-    if value is None:
-        return "–"
-    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
-
-
-def percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f} %"
-
-
-def link(url: str) -> str | None:
-    """The address if a browser may be sent there."""
-    return url if url.startswith(("http://", "https://")) else None
-
-
-def clip(text: str, length: int = SUMMARY_CHARS) -> str:
-    return text if len(text) <= length else text[:length] + " …"
-
-
-def usd(value: float | None) -> str:
-    """Four places below a dollar, two above."""
-    return "–" if value is None else f"{value:.4f} USD" if abs(value) < 1 else f"{value:,.2f} USD"
-
-
-def counts(kinds: Mapping[str, int]) -> str:
-    """Failures by kind in words."""
-    return ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in kinds.items()) or "–"
 
 
 def saving_sentence(tools: Mapping[str, Any]) -> str:
@@ -145,24 +95,3 @@ def _shares(seconds: dict[str, float]) -> Sequence[tuple[str, str, float]]:
     """(stage, duration in words, share of the longest in percent), in the order of the run."""
     longest = max(seconds.values(), default=0.0) or 1.0
     return [(stage, duration(value), 100 * value / longest) for stage, value in seconds.items()]
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("mmsr_ray.observability", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "data_uri": data_uri,
-        "number": number,
-        "percent": percent,
-        "link": link,
-        "clip": clip,
-        "usd": usd,
-        "counts": counts,
-    }
-    environment.globals["needs"] = NEEDS
-    return environment

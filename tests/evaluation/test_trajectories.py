@@ -87,6 +87,22 @@ def test_what_a_call_cost_and_files_of_before_it_was_written(tmp_path: Path) -> 
     assert (turn.query, turn.partial, turn.attempts, turn.cost_usd) == ("q", False, 1, 0.0)
 
 
+def test_whose_weights_wrote_it_how_long_it_took_and_what_it_earned(tmp_path: Path) -> None:
+    mask = np.array([False, *[True] * 18])
+    tokens = replace(
+        TOKENS, loss_mask=mask, versions=np.array([-1, *[3] * 7, *[3] * 4, *[4] * 4, *[4] * 3], np.int32), ids=np.zeros(19, np.int32)
+    )
+    verdict = ToolResult(ToolKind.JUDGE, "q", (TextHit("", "", "yes"),), cost_usd=0.5)
+    told = replace(trajectory(), tokens=tokens, verdict=verdict, generate_seconds=1.5, tool_seconds=2.5)
+    cut = replace(told, tokens=replace(tokens, loss_mask=~mask))  # fewer tokens are left than the turns had
+    write_trajectories(tmp_path / "t.parquet", [(SAMPLE, told), (SAMPLE, cut)], split="train", step=3)
+    whole, shorter = read_trajectories(tmp_path / "t.parquet")
+    assert [(turn.version_min, turn.version_max) for turn in whole.turns] == [(3, 3), (3, 4), (4, 4)]
+    assert (whole.length, whole.sampled_tokens, whole.version_min, whole.version_max) == (19, 18, 3, 4)
+    assert (whole.searches_counted, whole.verdict, whole.generate_seconds, whole.tool_seconds, whole.cost_usd) == (2, "yes", 1.5, 2.5, 0.5)
+    assert {turn.version_max for turn in shorter.turns} == {-1}
+
+
 def test_a_folder_of_steps(tmp_path: Path) -> None:
     for step in (10, 2):
         write_groups(tmp_path, [Group("u1", 0, SAMPLE, tuple(trajectory(i) for i in range(20)))], step=step)

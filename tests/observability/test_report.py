@@ -2,77 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from mmsr_ray.config import load
 from mmsr_ray.evaluation.summary import write_summary
 from mmsr_ray.evaluation.trajectories import read_trajectories, write_trajectories
+from mmsr_ray.observability.browse import write_browser
 from mmsr_ray.observability.curves import column, curves, smooth
-from mmsr_ray.observability.report import choose, data_uri, newest_episodes, write_report
-from mmsr_ray.types import (
-    Answer,
-    ImageHit,
-    ImageSearch,
-    Malformed,
-    Need,
-    Outcome,
-    Picture,
-    Reward,
-    Sample,
-    SealedTokens,
-    TextHit,
-    TextSearch,
-    ToolFailure,
-    ToolKind,
-    ToolResult,
-    Trajectory,
-    Turn,
-)
-
-ATTACK = "<script>alert(1)</script><img src=x onerror=alert(1)>"
-NONE = np.zeros(0, np.int32)
-EMPTY = SealedTokens(NONE, NONE, NONE, NONE, np.zeros((0, 3), np.int32), ())
-
-
-def png(colour: tuple[int, int, int], side: int = 56) -> bytes:
-    out = io.BytesIO()
-    Image.new("RGB", (side, side), colour).save(out, format="PNG")
-    return out.getvalue()
-
-
-def episode(uid: str, need: Need, correct: bool, turns: tuple[Turn, ...] = (), picture: bytes = b"") -> tuple[Sample, Trajectory]:
-    sample = Sample(uid, f"Who is {uid}?", picture or png((200, 30, 30)), ("Ada",), need=need)
-    reward = Reward(float(correct), correct, True, 0)
-    trajectory = Trajectory(uid, 0, "on_demand", sample.question, turns, Outcome.OK, "", "Ada" if correct else "Bob", EMPTY, reward)
-    return sample, trajectory
-
-
-def searching(uid: str) -> tuple[Sample, Trajectory]:
-    thumbnail = png((10, 200, 10), 28)
-    image = ToolResult(
-        ToolKind.IMAGE, "sha", (ImageHit("Ada at work" + ATTACK, Picture(thumbnail, hashlib.sha256(thumbnail).hexdigest())),)
-    )
-    text = ToolResult(
-        ToolKind.TEXT, "ada", (TextHit("javascript:alert(1)", ATTACK, "Bad"), TextHit("https://ada.example/a", "She wrote.", "Good"))
-    )
-    broken = ToolResult(ToolKind.TEXT, "more", failure=ToolFailure.TIMEOUT, detail="10 s")
-    turns = (
-        Turn(f"<reason>look{ATTACK}</reason>", ImageSearch(), 9, True, image),
-        Turn("<reason>read</reason>", TextSearch("ada" + ATTACK), 9, True, text),
-        Turn("again", TextSearch("more"), 9, True, broken),
-        Turn("junk", Malformed("no tag" + ATTACK), 9, False),
-        Turn("<answer>Ada</answer>", Answer("Ada"), 9, True),
-    )
-    return episode(uid, Need.MIX, True, turns)
+from mmsr_ray.observability.pictures import data_uri
+from mmsr_ray.observability.report import choose, newest_episodes, write_report
+from mmsr_ray.types import Need
+from tests.observability.episodes import ATTACK, Tags, episode, png, searching
 
 
 def record(step: int) -> dict[str, object]:
@@ -102,20 +46,6 @@ def run(tmp_path: Path) -> Path:
     write_trajectories(folder / "trajectories" / "after_on_demand.parquet", pairs, split="test")
     write_trajectories(folder / "trajectories" / "step_000060.parquet", [episode("train", Need.TEXT, True)], split="train", step=60)
     return folder
-
-
-class Tags(HTMLParser):
-    """Tags and attributes as a browser would see them; void and foreign elements balance themselves."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str | None]] = []
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += attrs
 
 
 def test_report_is_inert_and_complete(run: Path) -> None:
@@ -231,6 +161,27 @@ def test_steps_that_were_evaluated_make_a_curve_of_their_own() -> None:
     records = [record(1), {**record(2), "evaluation": evaluation}, record(3), {**record(4), "evaluation": {"failed": 1.0}}]
     assert [curve.title for curve in curves(records)][:2] == ["Reward and accuracy", "Evaluated while training"]
     assert "Evaluated while training" not in [curve.title for curve in curves(records[2:])]
+
+
+def test_the_parts_of_a_step_are_those_that_its_record_has() -> None:
+    def labels(seconds: dict[str, float]) -> list[str]:
+        drawn = {curve.title: curve.svg for curve in curves([{**record(1), "seconds": seconds}])}
+        return [
+            word
+            for word in ("generate", "tools", "idle", "learn", "sync", "rollout", "other")
+            if f">{word}<" in drawn["Where a step's time goes"]
+        ]
+
+    parts = {"generate": 1.2, "tools": 0.9, "idle": 0.3, "learn": 1.0, "sync": 0.1}
+    assert labels({**parts, "total": 3.5}) == list(parts)
+    assert labels({**parts, "total": 5.0}) == [*parts, "other"]
+    assert labels({"rollout": 2.0, "learn": 1.0, "sync": 0.1, "generate": 0.4, "total": 3.5}) == ["learn", "sync", "rollout", "other"]
+
+
+def test_the_browser_is_linked_where_it_is(run: Path) -> None:
+    assert "browse/" not in write_report(run).read_text()
+    write_browser(run)
+    assert ("href", "browse/index.html") in Tags(write_report(run).read_text()).attributes
 
 
 def test_smoothing_and_columns() -> None:

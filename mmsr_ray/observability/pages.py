@@ -1,0 +1,74 @@
+"""What the report and the browser share: the template environment, and how numbers, texts and links are written. Pure.
+
+Promise: all text is escaped, and a link leads to http or https or nowhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from mmsr_ray.observability.progress import NEEDS
+
+SUMMARY_CHARS = 1_500
+LINK_CHARS = 2_000  # a longer address is shown as text, cut
+
+
+def environment(picture: Callable[..., str | None]) -> Environment:
+    """Templates of this room. `picture` makes an image source of (bytes or None, longest side in pixels), None for no picture."""
+    made = Environment(
+        loader=PackageLoader("mmsr_ray.observability", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters |= {
+        "picture": picture,
+        "number": number,
+        "percent": percent,
+        "link": link,
+        "clip": clip,
+        "usd": usd,
+        "counts": counts,
+        "span": span,
+    }
+    made.globals["needs"] = NEEDS
+    return made
+
+
+def number(value: Any, digits: int = 2) -> str:
+    """A figure of a table; undefined ones are a dash."""
+    if value is None:
+        return "–"
+    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
+
+
+def percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def link(url: str) -> str | None:
+    """The address if a browser may be sent there."""
+    return url if url.startswith(("http://", "https://")) and len(url) <= LINK_CHARS else None
+
+
+def clip(text: str, length: int = SUMMARY_CHARS) -> str:
+    return text if len(text) <= length else text[:length] + " …"
+
+
+def usd(value: float | None) -> str:
+    """Four places below a dollar, two above."""
+    return "–" if value is None else f"{value:.4f} USD" if abs(value) < 1 else f"{value:,.2f} USD"
+
+
+def counts(kinds: Mapping[str, int]) -> str:
+    """Failures by kind in words."""
+    return ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in kinds.items()) or "–"
+
+
+def span(first: int, last: int) -> str:
+    """Weight versions, from the first to the last."""
+    return str(first) if first == last else f"{first}–{last}"
