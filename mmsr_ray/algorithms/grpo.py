@@ -224,7 +224,7 @@ class GRPO(Algorithm):
         if self._failed_in_a_row > 1:
             raise error
         logger.error("the learner failed at step %d (%s): back to step %d", self.finished_steps + 1, error, self._last_state["step"])
-        parts.start_learners(self.c, self.parts.learners)
+        parts.restart_learners(self.c, self.parts.learners)
         self._take_state(self._load(self._last_state))
 
     # ------------------------------------------------------------------------------------------------ logging
