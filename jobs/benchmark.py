@@ -2,8 +2,8 @@
 
     python jobs/benchmark.py suite=rollout [check=true] [--config jobs/configs/atlas.yaml] [key=value ...]
 
-Suites: `rollout` (the runner against bare vLLM; what slow tools cost a step), `weights` (seconds of a weight update, growth
-of the object store), `tools` (what the tool plane adds to slow services, and TRL's tool loop beside ours), `training` (whole
+Suites: `rollout` (the runner against bare vLLM; what slow tools cost a step), `weights` (a weight update by model size, as a
+share of memory-copy speed), `tools` (what the tool plane adds to slow services, and TRL's tool loop beside ours), `training` (whole
 GRPO steps beside TRL's), `faults` (training with broken services against training with sound ones, three seeds, about 25
 minutes), `asynchrony` (synchronous training against asynchronous and in-flight updates under slow tools), `recovery` (seconds
 from each kind of kill to the next finished step), `growth` (where time or memory stops being flat: prompts, trajectories in
@@ -32,8 +32,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the jobs pack
 
 import jobs  # noqa: F401, I001  (before Ray, see its docstring)
 import ray
-import torch
-from safetensors.torch import load_file
 
 from jobs.atlas_stage import world
 from jobs.benchmark_asynchrony import SETTINGS as ASYNCHRONY_SETTINGS
@@ -48,6 +46,7 @@ from jobs.benchmark_rows import row
 from jobs.benchmark_tools import tools
 from jobs.benchmark_training import SETTINGS as TRAINING_SETTINGS
 from jobs.benchmark_training import training
+from jobs.benchmark_weights import weights
 from jobs.connect import connect
 from jobs.run_folder import with_absolute_paths
 from mmsr_ray.algorithms.grpo_config import GRPOConfig
@@ -55,17 +54,14 @@ from mmsr_ray.algorithms.parts import start_runners
 from mmsr_ray.config import Config, ConfigError, load
 from mmsr_ray.data.reader import read_samples
 from mmsr_ray.evaluation.summary import machine, write_json
-from mmsr_ray.rollout.measure import bare_rate, runner_rate, update_seconds
+from mmsr_ray.rollout.measure import bare_rate, runner_rate
 from mmsr_ray.tools.actor import start_tools
 from mmsr_ray.types import Sample, Ticket
-from mmsr_ray.weights.publisher import buckets
-from mmsr_ray.weights.store import start_store
 
 log = logging.getLogger("benchmark")
 ROOT = Path(__file__).resolve().parent.parent
 TOLERANCE = 0.1  # a ratio may be this share worse than the committed one
 REQUESTS_PER_CALL = 3  # a call to a tool is three requests in a row: upload, search, thumbnails; or search, read, summarise
-UPDATES = 100
 
 
 def rollout(config: Config) -> list[dict[str, Any]]:
@@ -119,47 +115,6 @@ def _set_latency(config: Config, seconds: float) -> None:
         pass
 
 
-def weights(config: Config) -> list[dict[str, Any]]:
-    """Seconds of an update, pause included, and what a hundred of them leave in the object store."""
-    name = f"weights-benchmark-{config.run.name}"
-    store: Any = start_store(name, config.run.namespace)
-    model = load_file(Path(config.model.path) / "model.safetensors")
-    version, owned = -1, []
-
-    def publish() -> int:
-        nonlocal version, owned
-        version += 1
-        refs = [ray.put(bucket) for bucket in buckets(iter(model.items()), torch.float32, config.learner.bucket_bytes)]
-        ray.get(store.publish.remote(version, refs), timeout=60)
-        owned = [*owned[-1:], refs]
-        return version
-
-    publish()
-    runners = start_runners(config, GRPOConfig.from_config(config), store=name)
-    try:
-        runners.wait_until_up()
-        actor = runners.actor(runners.ids()[0])
-        update_seconds(actor, publish, 3)
-        before = _store_bytes()
-        seconds = update_seconds(actor, publish, UPDATES)
-        after = _store_bytes()
-    finally:
-        runners.stop()
-    size = sum(t.numel() * t.element_size() for t in model.values())
-    return [
-        row("seconds of a weight update of the tiny policy, pause included, median of 100", statistics.median(seconds), "s",
-            "the goal", 0.15, "weights"),
-        row("seconds of the slowest of 100 weight updates", max(seconds), "s", "the goal", 0.15, "weights"),
-        row("object store after 100 updates", after / 2**20, "MiB", f"before them; one version is {size / 2**20:.1f} MiB",
-            before / 2**20, "weights"),
-    ]  # fmt: skip
-
-
-def _store_bytes() -> float:
-    total, free = ray.cluster_resources(), ray.available_resources()
-    return total["object_store_memory"] - free["object_store_memory"]
-
-
 def gpu(config: Config) -> list[dict[str, Any]]:
     """The learner's compute core on the 3B and 7B shapes, packed against padded. Needs torch and transformers only."""
     rows = []
@@ -174,11 +129,12 @@ def gpu(config: Config) -> list[dict[str, Any]]:
 
 
 Suite = Callable[[Config], list[dict[str, Any]]]
-ON_ATLAS: dict[str, Suite] = {"rollout": rollout, "weights": weights, "growth": growth}  # Ray and the Atlas web run around them
+ON_ATLAS: dict[str, Suite] = {"rollout": rollout, "growth": growth}  # Ray and the Atlas web run around them
 BY_THEMSELVES: dict[str, Suite] = {
     "tools": tools,
     "training": training,
     "faults": faults,
+    "weights": weights,
     "asynchrony": asynchrony,
     "recovery": recovery,
     "learner": learner,

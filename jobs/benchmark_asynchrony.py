@@ -3,10 +3,11 @@
 Three short runs of GRPO on Atlas with real engines, learners and tools over HTTP, whose requests take a log-normal time.
 Nothing but `grpo.staleness` and `rollout.update` differs between them: the learning rate is 0, rollouts are seeded and
 the web's latencies follow from what is asked, so that each run rolls out and learns the very same groups. The learner has
-one core and the runner the other; the load is chosen so that either half of a step takes about as long.
+one core and the runner the other; the load is chosen so that the halves of a step are of comparable length. More than the
+smaller half can be hidden: with staleness 1 a batch's last rollouts wait for their tools beside the next batch's first ones.
 
 The policy knows the grammar from a short warm start, which lies in the cache of the run directory after the first time
-(that takes some three minutes). The three runs take about five.
+(that takes some two minutes). The three runs take about five.
 
 Promise: times are wall times of whole training steps, between two of them nothing is left out. A run whose halves are not
 of comparable size, or that trained less than it was asked to, gives no rows.
@@ -40,7 +41,8 @@ SETTINGS = (  # over the config's; the command line's come last
     "atlas.latency_tail=1.0",
     "learner.world_size=1",
     "learner.cpus_per_rank=1",
-    "grpo.groups_per_step=12",
+    "rollout.max_num_seqs=256",
+    "grpo.groups_per_step=40",
     "grpo.lr=0",
     "grpo.lr_schedule=constant",
     "grpo.checkpoint_every=1000",

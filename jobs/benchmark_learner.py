@@ -36,7 +36,7 @@ Lengths = Callable[[np.random.Generator], int]
 MIXES: dict[str, Lengths] = {
     "all of 160 tokens": lambda rng: MEAN,
     "of 80 to 240 tokens": lambda rng: int(rng.integers(MEAN // 2, MEAN * 3 // 2)),
-    "of which most have below 100 tokens and a few up to 1500": lambda rng: min(1500, 40 + int(30 * (rng.pareto(1.2) + 1.0))),
+    "of which most have below 100 tokens and a few up to 1500": lambda rng: min(1500, 30 + int(25 * (rng.pareto(1.2) + 1.0))),
 }
 
 

@@ -43,6 +43,7 @@ from mmsr_ray.atlas.policy import build_policy
 from mmsr_ray.atlas.prepare import world_of
 from mmsr_ray.config import Config, ConfigError
 from mmsr_ray.data.schema import write_fvqa
+from mmsr_ray.rollout.activity import TimedGenerate, TimedTools
 from mmsr_ray.rollout.engine import VLLMEngine
 from mmsr_ray.rollout.env_runner import SearchEnvRunner
 from mmsr_ray.tools.actor import start_tools, stop_tools
@@ -56,6 +57,7 @@ log = logging.getLogger("benchmark")
 GROUP = 8
 ROLLOUTS, LATENCIES, ROUNDS = (8, 32), (0.0, 0.2, 1.0), 5
 TRL_ROUNDS = 3
+WARM_UP = 5  # steps: meanwhile kernels compile, connections open, and Ray starts the process that keeps trajectories
 QUESTIONS = 128  # more than all steps of one size use: no question comes twice
 TRL = Path(__file__).with_name("benchmark_trl_training.py")
 TRL_SECONDS = 400.0
@@ -178,8 +180,8 @@ class ScriptedRunner(SearchEnvRunner):
             sample,
             index=index,
             workflow=workflow,
-            generate=generate,
-            tools=self._tools,
+            generate=TimedGenerate(generate, self._activity),
+            tools=TimedTools(self._tools, self._activity),
             codec=engine.codec,
             prompts=self._prompts,
             limits=self._settings.agent,
@@ -212,7 +214,8 @@ def _ours(config: Config, server: Server, rollouts: int) -> Side:
     medians = {}
     _slow(server, 0.0)
     with _algorithm(config, server, rollouts) as algorithm:
-        algorithm.train()  # the first step compiles and connects
+        for _ in range(WARM_UP):
+            algorithm.train()
         for latency in LATENCIES:
             _slow(server, latency)
             seconds = []
@@ -223,7 +226,7 @@ def _ours(config: Config, server: Server, rollouts: int) -> Side:
             medians[latency] = statistics.median(seconds)
         records = [json.loads(line) for line in algorithm.metrics_file.path.read_text().splitlines()]
     _slow(server, 0.0)
-    log.info("ours, %d rollouts: %s", rollouts, [record["seconds"] for record in records])
+    log.info("ours, %d rollouts: %s", rollouts, [{k: round(v, 3) for k, v in record["seconds"].items()} for record in records])
     return Side(medians, tokens_of(records, rollouts))
 
 

@@ -43,6 +43,7 @@ from mmsr_ray.algorithms.record import MetricsFile, response_record, rollout_rec
 from mmsr_ray.algorithms.sampling import Sampler
 from mmsr_ray.algorithms.spending import Spending
 from mmsr_ray.algorithms.timing import StepClock
+from mmsr_ray.algorithms.turns import turns
 from mmsr_ray.config import from_dict, to_dict
 from mmsr_ray.evaluation.rows import measure_rows
 from mmsr_ray.learner.durable import NotWritten
@@ -90,7 +91,8 @@ class GRPO(Algorithm):
         self.spending = Spending(self.c, self.folder)
         self.parts = parts.start(self.c, self.config, logdir=self.logdir, trial=self.trial_id)
         self.env_runner_group = self.parts.runners
-        self.during = DuringTraining(self.c, self.folder, self.parts.learners.export)
+        self.turns = turns(self.c, self.parts)
+        self.during = DuringTraining(self.c, self.folder, self._export)
         self.ledger = Ledger(self.c.grpo.groups_per_step, self.c.grpo.staleness, self.c.grpo.loss_limit, self.c.grpo.steps)
         self.sampler = Sampler(self.c, self.parts.runners, self.parts.feed, self.ledger, self._tend)
         self._watch = Watch()
@@ -136,6 +138,7 @@ class GRPO(Algorithm):
         deadline = time.monotonic() + self.c.grpo.step_seconds
         self.sampler.reset_step()
         try:
+            self.turns.to_engines(self.version)
             with self.metrics.log_time((TIMERS, "rollout")):
                 batch = self.sampler.collect(deadline)
         except LearnerError as error:
@@ -146,6 +149,7 @@ class GRPO(Algorithm):
         groups = [entry.result.summary for entry in batch]
         stale = staleness_of(groups, self.version, self.c.grpo.staleness)
         try:
+            self.turns.to_learner()
             with self.metrics.log_time((TIMERS, "learn")):
                 learned = self._learn(batch, groups)
             clock.learned()
@@ -201,9 +205,7 @@ class GRPO(Algorithm):
 
     def _publish(self) -> None:
         """Publish the learner's weights as `self.version` and bring every healthy runner to it."""
-        references = self.parts.learners.publish(self.version)
-        self.parts.publish(self.version, references, timeout=self.c.grpo.sync_seconds)
-        self.parts.runners.sync(self.version, timeout=self.c.grpo.sync_seconds)
+        self.turns.publish(self.version)
 
     def _tend(self) -> None:
         """While groups are waited for, so the learner idles: a store that died is filled anew, a rank that died is known at once. Raises LearnerError."""
@@ -224,6 +226,7 @@ class GRPO(Algorithm):
         if self._failed_in_a_row > 1:
             raise error
         logger.error("the learner failed at step %d (%s): back to step %d", self.finished_steps + 1, error, self._last_state["step"])
+        self.turns.for_new_learner()
         parts.restart_learners(self.c, self.parts.learners)
         self._take_state(self._load(self._last_state))
 
@@ -233,7 +236,7 @@ class GRPO(Algorithm):
         seconds, overlap = clock.record()
         record = {"step": self.finished_steps, "version": self.version}
         record |= rollout_record(groups, search_limit=self.c.agent.search_limit) | learned
-        record |= self.ledger.reset_counts() | self.spending.after_step(self.finished_steps)
+        record |= self.turns.record() | self.ledger.reset_counts() | self.spending.after_step(self.finished_steps)
         record |= {
             "staleness_max": stale,
             "infra_errors": self.sampler.infra_errors,
@@ -293,8 +296,12 @@ class GRPO(Algorithm):
 
     def _finish_if_last(self) -> None:
         if self.finished_steps >= self.c.grpo.steps:
-            self.parts.learners.export(self.folder / "model")
+            self._export(self.folder / "model")
             self._measure("after RL")
+
+    def _export(self, folder: Path, extra: dict[str, bytes] | None = None) -> None:
+        with self.turns.borrowed(self.version):
+            self.parts.learners.export(folder, extra)
 
     def _measure(self, label: str) -> list[dict[str, Any]]:
         """Rows of the current weights over the test questions, on the runners that train: no engine is started for it."""
@@ -342,7 +349,8 @@ class GRPO(Algorithm):
         target = checkpoints.folder_of(self.folder / "checkpoints", self.finished_steps)
         state = self._small_state(str(target))
         try:
-            checkpoints.save(self.parts.learners, target, state, keep=self.c.grpo.keep_checkpoints)
+            with self.turns.borrowed(self.version):
+                checkpoints.save(self.parts.learners, target, state, keep=self.c.grpo.keep_checkpoints)
         except NotWritten as error:
             if self.finished_steps >= self.c.grpo.steps:
                 raise
@@ -360,6 +368,7 @@ class GRPO(Algorithm):
 
     def _load(self, state: dict[str, Any]) -> dict[str, Any]:
         """Bring the learner to `state`, or to the whole one before it; returns that."""
+        self.turns.to_learner()
         state = checkpoints.usable(state, self.parts.learners.check)
         if state["learner"] is not None:
             self.parts.learners.load(state["learner"])

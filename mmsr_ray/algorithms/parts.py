@@ -8,10 +8,11 @@ take the room of what must be there.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -31,7 +32,7 @@ from mmsr_ray.config import Config
 from mmsr_ray.data.feeder import start_feeder
 from mmsr_ray.learner.group import LearnerError, LearnerGroup
 from mmsr_ray.learner.objective import longest_answer, resolve
-from mmsr_ray.weights.store import start_store, store_name
+from mmsr_ray.weights.store import publish, start_store, store_name
 
 logger = logging.getLogger(__name__)
 
@@ -49,15 +50,35 @@ class Parts:
     runners: RunnerGroup
     learners: LearnerGroup
 
-    def publish(self, version: int, references: list[ObjectRef], timeout: float) -> None:
-        """Make weights current in the store; one that died is replaced."""
+    def publish(self, version: int, opened: Callable[[], object], timeout: float) -> None:
+        """Make the learner's weights current in the store; one that died is replaced. `opened` is called when readers may ask for them.
+
+        Raises LearnerError, and RayError where the store does not answer.
+        """
+        buckets = self.learners.publish(version)
+        taken: list[ObjectRef] = []
+
+        def passed_on() -> Iterator[ObjectRef]:
+            for bucket in buckets:
+                taken.append(bucket)
+                yield bucket
+
         try:
-            ray.get(self.store.publish.remote(version, references), timeout=timeout)
+            publish(self.store, version, passed_on(), timeout, opened)
         except ActorDiedError:
             logger.exception("the weight store died: a new one takes its place")
             ray.kill(self.store)  # one that was lost with its node keeps its name until then
             self.store = self._under_the_same_name(timeout)
-            ray.get(self.store.publish.remote(version, references), timeout=timeout)
+            publish(self.store, version, itertools.chain(taken, buckets), timeout)
+
+    def let_engines_in(self, allowed: bool, timeout: float) -> None:
+        """Whether engines may start. A store that is dead lets nobody in, nor does a new one, until it is told to."""
+        try:
+            ray.get(self.store.let_engines_in.remote(allowed), timeout=timeout)
+        except ActorDiedError:
+            if allowed:
+                raise
+            logger.exception("the weight store died: no engine starts until it is replaced")
 
     def _under_the_same_name(self, timeout: float) -> ActorHandle:
         deadline = time.monotonic() + timeout
@@ -77,26 +98,43 @@ class Parts:
 
 
 def bundles(config: Config) -> PlacementGroupFactory:
-    """One bundle for the Algorithm, one per runner, one per learner rank, packed as far as they fit."""
+    """One bundle for the Algorithm, one per runner, one per learner rank, packed as far as they fit.
+
+    In colocated mode a runner and a rank have one bundle together, and so one card.
+    """
+    if config.learner.colocated:
+        shared = {
+            "CPU": config.rollout.cpus_per_runner + config.learner.cpus_per_rank,
+            "GPU": config.rollout.gpus_per_runner + config.learner.gpus_per_rank,
+        }
+        return _bundles([{"CPU": config.grpo.driver_cpus}, *[shared] * config.learner.world_size])
     runner = {"CPU": config.rollout.cpus_per_runner, "GPU": config.rollout.gpus_per_runner}
     rank = {"CPU": config.learner.cpus_per_rank, "GPU": config.learner.gpus_per_rank}
     wanted = [{"CPU": config.grpo.driver_cpus}, *[runner] * config.rollout.num_runners, *[rank] * config.learner.world_size]
+    return _bundles(wanted)
+
+
+def _bundles(wanted: list[dict[str, float]]) -> PlacementGroupFactory:
     return PlacementGroupFactory([{name: amount for name, amount in bundle.items() if amount} for bundle in wanted], strategy="PACK")
 
 
 def start(config: Config, rllib: GRPOConfig, *, logdir: str | None, trial: str | None) -> Parts:
     """Start all parts, engines and ranks at the same time; the learner's weights become the KL reference.
 
+    In colocated mode engines start later, when it is first their turn (`turns.Colocated`).
     Raises RunnersLost, LearnerError or DataError when one does not come up within its deadline.
     """
     # The name is new each time: a trial that Tune restarts may find its predecessor's store still there.
     name = f"{store_name(config.run.name)}-{uuid.uuid4().hex[:8]}"
-    new_store = partial(start_store, name, config.run.namespace)
+    new_store = partial(start_store, name, config.run.namespace, engines_let_in=not config.learner.colocated)
     feed = Feed(lambda state: start_feeder(config.data.train, config.data, seed=config.run.seed, state=state), config.run.seed)
     runners = start_runners(config, rllib, store=name, logdir=logdir, trial=trial)
     learners = LearnerGroup(config, config.model.path, rank_placement(config))
     parts = Parts(new_store(), new_store, feed, runners, learners)
     try:
+        if config.learner.colocated:
+            start_learners(config, learners)
+            return parts
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="learner-start") as pool:
             learning = pool.submit(start_learners, config, learners)
             runners.wait_until_up()
@@ -141,9 +179,9 @@ def restart_learners(config: Config, learners: LearnerGroup) -> None:
 
 
 def rank_placement(config: Config) -> Callable[[int], dict[str, Any]] | None:
-    """Rank r into bundle 1 + runners + r of the trial; anywhere outside a trial."""
+    """Rank r into bundle 1 + runners + r of the trial, or into runner r's, 1 + r, to share its card; anywhere outside a trial."""
     group = ray.util.get_current_placement_group()
     if group is None:
         return None
-    first = 1 + config.rollout.num_runners
+    first = 1 if config.learner.colocated else 1 + config.rollout.num_runners
     return lambda rank: {"scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=first + rank)}

@@ -212,26 +212,43 @@ class RunnerGroup(EnvRunnerGroup):
 
         An elastic one that is late goes on loading, and gets prompts again when it is done.
         """
+        self.finish_sync(self.begin_sync(version), version, timeout=timeout)
+
+    def begin_sync(self, version: int) -> dict[int, ObjectRef]:
+        """Ask runners to load a version that is open in the store; hand what comes back to `finish_sync`."""
         self._version = version
+        return {runner: self.actor(runner).sync_weights.remote(version) for runner in self.healthy()}
+
+    def finish_sync(self, calls: dict[int, ObjectRef], version: int, *, timeout: float) -> None:
         deadline = time.monotonic() + timeout
-        calls = {runner: self.actor(runner).sync_weights.remote(version) for runner in self.healthy()}
         _wait([ref for runner, ref in calls.items() if not self.elastic(runner)], timeout)
         _wait([ref for runner, ref in calls.items() if self.elastic(runner)], min(ELASTIC_GRACE_SECONDS, deadline - time.monotonic()))
         for runner, ref in calls.items():
-            try:
-                ray.get(ref, timeout=0)
-            except RayActorError:
-                logger.warning("runner %d died before it loaded weight version %d", runner, version)
-                self.mark_lost(runner)
-            except GetTimeoutError:
-                if self.elastic(runner):
-                    self._fall_behind(runner, _Call(_Asked.SYNCED, ref, version))
-                else:
-                    logger.exception("runner %d did not load weight version %d within %.0f s: restarting it", runner, version, timeout)
-                    self.kill(runner)
-            except RayError:
-                logger.exception("runner %d did not load weight version %d: restarting it", runner, version)
-                self.kill(runner)
+            if self.elastic(runner) and not ray.wait([ref], timeout=0)[0]:
+                self._fall_behind(runner, _Call(_Asked.SYNCED, ref, version))
+            else:
+                self._settle(runner, ref, f"load weight version {version}", timeout)
+
+    def leave(self, *, timeout: float) -> None:
+        """All runners give up their devices until the next sync, those that are starting included. One that does not is killed."""
+        calls = {runner: self.actor(runner).leave_device.remote() for runner in self.ids()}
+        _wait(list(calls.values()), timeout)
+        for runner, ref in calls.items():
+            self._settle(runner, ref, "leave its device", timeout)
+
+    def _settle(self, runner: int, ref: ObjectRef, what: str, timeout: float) -> None:
+        """The end of a call: a runner that died is marked lost; one that is late, or raised, is killed."""
+        try:
+            ray.get(ref, timeout=0)
+        except RayActorError:
+            logger.warning("runner %d died: it was to %s", runner, what)
+            self.mark_lost(runner)
+        except GetTimeoutError:
+            logger.exception("runner %d did not %s within %.0f s: restarting it", runner, what, timeout)
+            self.kill(runner)
+        except RayError:
+            logger.exception("runner %d did not %s: restarting it", runner, what)
+            self.kill(runner)
 
     def _fall_behind(self, runner: int, call: _Call) -> None:
         logger.warning("elastic runner %d is still loading weight version %d: no prompts for it until it is done", runner, call.version)

@@ -58,14 +58,16 @@ class Shape:
 SHAPES = {
     "3b": Shape(2048, 11008, 36, 16, 2, 151936, tied=True),
     "7b": Shape(3584, 18944, 28, 28, 4, 152064, tied=False),
+    # no such Qwen2.5-VL was released: the language model of Qwen2.5-0.5B behind a vision tower of a quarter of the depth
+    "0.5b": Shape(896, 4864, 24, 14, 2, 151936, tied=True, vision_depth=8),
     "tiny": Shape(128, 384, 2, 4, 2, 600, tied=True, vision_depth=2, vision_hidden=64, vision_intermediate=128),
 }
 
 
-def build(shape: Shape, device: torch.device, *, checkpointing: bool, dtype: torch.dtype = torch.bfloat16) -> Policy:
-    """Policy of a shape with random weights, made on the device."""
+def shape_config(shape: Shape, dtype: torch.dtype = torch.bfloat16) -> Qwen2_5_VLConfig:
+    """Qwen2.5-VL's config with a shape's numbers."""
     head = shape.hidden // shape.heads
-    config = Qwen2_5_VLConfig(
+    return Qwen2_5_VLConfig(
         text_config={
             "vocab_size": shape.vocabulary,
             "hidden_size": shape.hidden,
@@ -98,11 +100,15 @@ def build(shape: Shape, device: torch.device, *, checkpointing: bool, dtype: tor
         tie_word_embeddings=shape.tied,
         dtype=str(dtype).removeprefix("torch."),
     )
+
+
+def build(shape: Shape, device: torch.device, *, checkpointing: bool, dtype: torch.dtype = torch.bfloat16) -> Policy:
+    """Policy of a shape with random weights, made on the device."""
     default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with device:
-            hf = Qwen2_5_VLForConditionalGeneration(config)
+            hf = Qwen2_5_VLForConditionalGeneration(shape_config(shape, dtype))
     finally:
         torch.set_default_dtype(default)
     return wrap(hf, gradient_checkpointing=checkpointing)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -173,23 +173,39 @@ class LearnerGroup:
         results = self._all("update", plan, list(group_refs), seconds=self._config.learner.update_seconds)
         return results[0] | {"seconds": max(result["seconds"] for result in results)}
 
-    def publish(self, version: int) -> list[ObjectRef]:
-        """References to weights.publisher buckets of the current weights, or of the adapters alone (lora.sync), owned by the calling process."""
+    def publish(self, version: int) -> Iterator[ObjectRef]:
+        """References to weights.publisher buckets of the current weights, or of the adapters alone (lora.sync), as they come,
+        owned by the calling process."""
         seconds = self._config.learner.update_seconds
         deadline = time.monotonic() + seconds
         others = [rank.gather_published.remote() for rank in self._ranks[1:]] if self._config.learner.zero_stage == 3 else []
         stream = self._rank_0.publish.options(num_returns="streaming").remote(version)
-        refs: list[ObjectRef] = []
         while True:
             ready, _ = ray.wait([stream], timeout=max(deadline - time.monotonic(), 0.0), fetch_local=False)
             if not ready:
                 raise LearnerError(f"publish of version {version} took longer than {seconds:.0f} s")
             try:
-                refs.append(next(stream))
+                bucket = next(stream)
             except StopIteration:
                 break
+            yield bucket
         self._wait([stream.completed(), *others], max(deadline - time.monotonic(), 1.0), "publish")
-        return refs
+
+    def leave(self) -> dict[str, float]:
+        """All ranks give their devices to somebody else, until `come_back`. Memory in use then, in GiB; {} without GPUs."""
+        return self._fullest("leave")
+
+    def come_back(self) -> dict[str, float]:
+        """All ranks take their devices back. Memory in use before, in GiB; {} without GPUs."""
+        return self._fullest("come_back")
+
+    def device_memory(self) -> dict[str, float]:
+        """Memory in use now, in GiB, by anybody; {} without GPUs."""
+        return self._fullest("device_memory")
+
+    def _fullest(self, method: str) -> dict[str, float]:
+        found: list[dict[str, float]] = self._all(method, seconds=self._config.learner.update_seconds)
+        return {kind: max(memory[kind] for memory in found) for kind in found[0]}
 
     def set_reference(self) -> None:
         """Make the current weights the frozen model of the KL term. Before the first call the KL term is left out."""

@@ -36,13 +36,14 @@ from mmsr_ray.learner.objective import longest_answer, resolve
 from mmsr_ray.learner.pictures import CACHE_BYTES, PatchCache, VisionGeometry
 from mmsr_ray.learner.plan import Item, MiniBatch, Portion, UpdatePlan
 from mmsr_ray.learner.reference import AdaptersOff, FrozenCopy, Reference
+from mmsr_ray.learner.residence import device_memory, residence
 from mmsr_ray.learner.settings import on_cuda
 from mmsr_ray.learner.shards import ShardWriter, load_own, save_shards
 from mmsr_ray.learner.step import collate_portion, contribution, score
 from mmsr_ray.learner.tally import Tally
 from mmsr_ray.learner.trainable import adapter_of, adapters, checkpoint_weights, choose, trained_parameters
 from mmsr_ray.types import Group, SealedTokens
-from mmsr_ray.weights.publisher import Bucket, buckets
+from mmsr_ray.weights.publisher import Bucket, Staging, buckets
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +94,7 @@ class LearnerRank:
         self._objective = resolve(config.grpo.loss, longest_answer(config.agent))
         self._reference: Reference | None = None
         self._skipped_in_a_row = 0
+        self._published = False
 
     # ------------------------------------------------------------------------------------------------ start
 
@@ -128,6 +130,8 @@ class LearnerRank:
         self._shards = ShardWriter.plug_into(self._engine)
         self._cache = PatchCache(VisionGeometry.load(local_folder(self._model_path)))
         self._meter = meter_of(self._device, ray.get_runtime_context().get_node_id())
+        self._staging = Staging(pinned=cuda)
+        self._residence = residence(self._engine, learner, self._device)
 
     @property
     def _policy(self) -> Policy:
@@ -275,11 +279,16 @@ class LearnerRank:
         """Buckets of all weights in the engine's dtype, or of the adapters in the learner's (rank 0; a streaming generator,
         the caller owns what it yields)."""
         logger.info("publishing weights, version %d", version)
-        size = self._config.learner.bucket_bytes
-        if self._config.learner.lora.sync == "adapter":
-            yield from buckets(self._adapters(), None, size)
-        else:
-            yield from buckets(self._weights(), getattr(torch, self._config.model.dtype), size)
+        alone = self._config.learner.lora.sync == "adapter"
+        yield from buckets(
+            self._adapters() if alone else self._weights(),
+            None if alone else getattr(torch, self._config.model.dtype),
+            self._config.learner.bucket_bytes,
+            lasting=self._config.learner.zero_stage < 3,
+            checksums=not self._published,  # engines verify the first version; the others have come the same way
+            staging=self._staging,
+        )
+        self._published = True
 
     def gather_published(self) -> None:
         """The other ranks' side of `publish`."""
@@ -299,8 +308,25 @@ class LearnerRank:
     def _make_reference(self) -> Reference:
         if self._config.learner.lora.rank > 0:
             return AdaptersOff(self._engine, self._policy)
-        home = torch.device("cpu") if self._config.learner.reference == "host" else self._device
+        learner = self._config.learner
+        home = torch.device("cpu") if learner.reference == "host" or learner.colocated else self._device
         return FrozenCopy(lambda: load_policy(self._model_path, dtype=self._dtype), home, self._device)
+
+    # ------------------------------------------------------------------------------------------------ device
+
+    def leave(self) -> dict[str, float]:
+        """Give the device to somebody else. Between this and `come_back` nothing else may be called; memory as it is then."""
+        self._residence.leave()
+        return device_memory(self._device)
+
+    def come_back(self) -> dict[str, float]:
+        """Take the device back. Returns its memory as it was found."""
+        found = device_memory(self._device)
+        self._residence.come_back()
+        return found
+
+    def device_memory(self) -> dict[str, float]:
+        return device_memory(self._device)
 
     # ------------------------------------------------------------------------------------------------ disk
 

@@ -37,6 +37,7 @@ class LearnerConfig:
     freeze_vision: bool = False  # the vision tower keeps its weights
     lora: LoRAConfig = field(default_factory=LoRAConfig)
     offload: str = "none"  # none | optimizer | all: what ZeRO keeps in host memory ("all" adds the weights; stage 3 only)
+    colocated: bool = False  # runner i and rank i share a card and take turns; see mmsr_ray/weights/README.md
     reference: str = "device"  # device | host: where the frozen model of the KL term rests; adapters need none
     threads: int = 1
     weight_decay: float = 0.01

@@ -15,6 +15,8 @@ import itertools
 import logging
 import os
 import time
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +27,7 @@ from mmsr_ray.agent.ports import EngineError
 from mmsr_ray.agent.tokens import Codec
 from mmsr_ray.config import Config
 from mmsr_ray.rollout.pixels import PixelCache
+from mmsr_ray.rollout.residence import Paused, Residence, residence
 from mmsr_ray.rollout.turnstile import Turnstile
 from mmsr_ray.rollout.update import UpdateMode
 from mmsr_ray.types import Generation, Picture, Sampling
@@ -76,6 +79,9 @@ class VLLMEngine:
         self._requests = itertools.count()
         self._version: int | None = None  # None until the first sync
         self._broken: str | None = None
+        self._residence: Residence = Paused()
+        self._changing = asyncio.Lock()  # one update or leave at a time
+        self._away: AsyncExitStack | None = None  # while the device is somebody else's: the turnstile, held
         self.tokens = 0  # sampled since the start
         self.syncs = 0
 
@@ -103,6 +109,7 @@ class VLLMEngine:
         _set_environment(self._config)
         self._codec = await asyncio.to_thread(load_codec, self._config)
         self._llm = await asyncio.to_thread(_build, self._config, self._store_name, self._seed)
+        self._residence = residence()
         await self._llm.update_weight_version(str(FIRST_VERSION))
         await self._warm_up()
         if self._store_name is not None:
@@ -203,37 +210,68 @@ class VLLMEngine:
     async def sync(self, version: int) -> dict[str, float]:
         """Load a published version; seconds waited for the turnstile, paused, updating, and in all. No-op when it is loaded.
 
+        An engine that has left its device comes back to it, weights first.
         Raises EngineDead when it failed or missed `rollout.sync_seconds`: the weights may then be a mixture.
         """
         began = time.monotonic()
-        try:
-            async with asyncio.timeout(self._config.rollout.sync_seconds), self._turnstile.held():
+        with self._broken_by(f"the update to weight version {version}"):
+            async with asyncio.timeout(self._config.rollout.sync_seconds), self._changing, self._away or await self._nobody_inside():
                 waited = time.monotonic()
-                if self._version == version:
+                if self._version == version and self._away is None:
                     return {"wait": waited - began, "pause": 0.0, "update": 0.0, "total": waited - began}
                 await self.check()
                 paused, updated = await self._update(version)
-        except BaseException as error:  # a cancellation, too, leaves the weights half way
-            self._broken = self._broken or f"the update to weight version {version} failed: {error!r}"
-            if isinstance(error, Exception):
-                raise EngineDead(self._broken) from error
-            raise
+                self._away = None
         self._version = version
         self.syncs += 1
         return {"wait": waited - began, "pause": paused - waited, "update": updated - paused, "total": time.monotonic() - began}
+
+    async def leave(self) -> None:
+        """Give up the device until the next `sync`; requests wait, those in flight are kept. No-op while away.
+
+        Raises EngineDead when it failed or missed `rollout.sync_seconds`.
+        """
+        with self._broken_by("leaving the device"):
+            async with asyncio.timeout(self._config.rollout.sync_seconds), self._changing:
+                if self._away is not None:
+                    return
+                nobody_inside = await self._nobody_inside()
+                await self.check()
+                await self._residence.leave(self._running())
+                self._away = nobody_inside
+
+    async def _nobody_inside(self) -> AsyncExitStack:
+        """The turnstile, held: no request is half way in and none comes in before this is closed."""
+        stack = AsyncExitStack()
+        await stack.enter_async_context(self._turnstile.held())
+        return stack
+
+    @contextmanager
+    def _broken_by(self, what: str) -> Iterator[None]:
+        """An engine in which a change failed half way is dead: its weights may be a mixture, its memory half there."""
+        try:
+            yield
+        except BaseException as error:  # a cancellation, too
+            self._broken = self._broken or f"{what} failed: {error!r}"
+            if isinstance(error, Exception):
+                raise EngineDead(self._broken) from error
+            raise
 
     async def _update(self, version: int) -> tuple[float, float]:
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
         llm = self._running()
-        # clear_cache drops prefix, processor and encoder caches while nothing runs; nothing runs again before resume.
-        await llm.pause_generation(mode=self._update_mode.value, clear_cache=True)
+        stay = Paused(self._update_mode) if self._away is None else self._residence
+        if self._away is None:
+            # drops prefix, processor and encoder caches while nothing runs; nothing runs again before the cache comes back
+            await stay.leave(llm)
+        await stay.come_back_weights(llm)
         paused = time.monotonic()
         await llm.start_weight_update()
         await llm.update_weights(WeightTransferUpdateRequest(update_info={"version": version}))
         await llm.finish_weight_update(weight_version=str(version))
         updated = time.monotonic()
-        await llm.resume_generation()
+        await stay.come_back_cache(llm)
         return paused, updated
 
 
@@ -246,10 +284,13 @@ def _set_environment(config: Config) -> None:
     On a CPU, threads are not bound: vLLM would pin them to cores of its own choice, next to learner ranks that know
     nothing of it. And one worker runs inside the engine process: the hop to a process of its own costs 40 % of the CPU
     time of a small model (measured). The variable's name is vLLM's; the engine stays a process of its own all the same.
+    Memory comes in huge pages: an update makes every layer anew, and to clear 4 KiB pages one by one takes several times as long
+    as to fill them (measured: 1.3 against 5 to 11 GB/s).
     """
     os.environ["OMP_NUM_THREADS"] = str(config.rollout.threads)
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch's, read at its first large allocation
     from vllm.platforms import current_platform  # reads the level above when it is imported
 
     if current_platform.is_cpu() and config.rollout.tensor_parallel == 1:
@@ -298,6 +339,7 @@ def engine_args(config: Config, store_name: str | None, seed: int) -> AsyncEngin
         },
         weight_transfer_config=None if store_name is None else WeightTransferConfig(backend="mmsr_object_store"),
         disable_log_stats=True,
+        enable_sleep_mode=config.learner.colocated and not current_platform.is_cpu(),
         **cpu,
     )
 

@@ -66,6 +66,8 @@ class SearchEnvRunner(EnvRunner):
         self._watching: asyncio.Task[None] | None = None
         self._counts: Counter[str] = Counter()
         self._activity = ActivityClock()
+        self._at_gate = False  # waiting until an engine may start
+        self._times_sent_away = 0
 
     # ------------------------------------------------------------------------------------------------ life
 
@@ -85,12 +87,32 @@ class SearchEnvRunner(EnvRunner):
 
     async def _start(self) -> None:
         self._tools, self._judge = self.connect_tools(), self.connect_judge()
+        if self._store is not None and self._settings.learner.colocated:
+            await self._wait_at_gate(self._store)
         await self._engine.start()
         if self._store is not None:
-            latest = await _latest(self._store, self._settings.run.namespace)
+            latest = await _ask(self._store, self._settings.run.namespace, "latest")
             if latest != NO_VERSION:
                 await self._engine.sync(latest)
         self._watching = asyncio.create_task(self._watch())
+
+    async def _wait_at_gate(self, store: str) -> None:
+        """Until an engine may take device memory. The driver watches how long: it kills who stays away too long in the engines' turn."""
+        self._at_gate = True
+        while True:
+            sent_away = self._times_sent_away  # an answer that was under way when the gate was shut does not count
+            if await _ask(store, self._settings.run.namespace, "engines_let_in") and sent_away == self._times_sent_away:
+                break
+            await asyncio.sleep(WATCH_SECONDS)
+        self._at_gate = False
+
+    async def leave_device(self) -> None:
+        """Give up the device until the next `sync_weights`. One that has no engine yet starts none; one that starts it, finishes first."""
+        self._times_sent_away += 1
+        if self._starting is None or self._at_gate:
+            return
+        await self.ready()
+        await self._engine.leave()
 
     async def _watch(self) -> None:
         while True:
@@ -277,13 +299,13 @@ def _raise_if_not_on_tape(trajectory: Trajectory) -> None:
             raise TapeMiss(result.detail)
 
 
-async def _latest(store: str, namespace: str) -> int:
-    """The newest version in the store. One that died is being replaced under its name: it is looked for until STORE_SECONDS are over."""
+async def _ask(store: str, namespace: str, question: str) -> Any:
+    """What the weight store answers. One that died is being replaced under its name: it is looked for until STORE_SECONDS are over."""
     async with asyncio.timeout(STORE_SECONDS):
         while True:
             try:
                 found: Any = find_store(store, namespace)
-                return await found.latest.remote()
+                return await getattr(found, question).remote()
             except (ValueError, RayActorError):
                 await asyncio.sleep(WATCH_SECONDS)
 

@@ -86,12 +86,11 @@ def _bare(config: Config, samples: list[Sample], group_size: int, rounds: int) -
     return _median(play, rounds)
 
 
-def update_seconds(runner: ActorHandle, publish: Callable[[], int], updates: int) -> list[float]:
-    """Wall seconds of each of several weight updates of one runner, pause included. `publish` stores weights and returns their version."""
-    seconds: list[dict[str, float]] = [
-        ray.get(cast(Any, runner).sync_weights.remote(publish()), timeout=DEADLINE_SECONDS) for _ in range(updates)
-    ]
-    return [parts["total"] for parts in seconds]
+def update_seconds(runner: ActorHandle, publish: Callable[[], int], updates: int) -> list[dict[str, float]]:
+    """Wall seconds by part (`VLLMEngine.sync`) of each of several weight updates of one runner; `publish` stores weights and returns
+    their version.
+    """
+    return [ray.get(cast(Any, runner).sync_weights.remote(publish()), timeout=DEADLINE_SECONDS) for _ in range(updates)]
 
 
 def _median(play: Callable[[], int], rounds: int) -> Rate:

@@ -1,8 +1,8 @@
 """vLLM's side of a weight update: a WeightTransferEngine that pulls a version's buckets from Ray's object store.
 
 Promise: after `finish_weight_update` the model holds exactly the pulled version. At the first update the names that
-were published are compared with the model's checkpoint both ways and every checksum is verified, so that a mismatch
-between learner and engine is an error at the start of a run, not a policy that quietly never changes.
+were published are compared with the model's checkpoint both ways and every checksum that came along is verified, so that
+a mismatch between learner and engine is an error at the start of a run, not a policy that quietly never changes.
 
 A version is whole weights, or adapters alone: those are added to the base weights in the model's folder, which are read
 again each time rather than kept, and only the layers that have adapters are loaded.
@@ -31,7 +31,7 @@ from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTr
 
 from mmsr_ray.weights.adapters import WEIGHT, Adapter, are_adapters, collect, expected, layers_to_reload
 from mmsr_ray.weights.publisher import Bucket, checksum
-from mmsr_ray.weights.store import find_store
+from mmsr_ray.weights.store import find_store, pull
 
 BACKEND = "mmsr_object_store"
 PULL_SECONDS = 300.0  # deadline of one bucket's way into this node's store
@@ -122,12 +122,10 @@ class ObjectStoreTransfer(WeightTransferEngine[StoreAddress, VersionToPull]):
         """Raises WeightMismatch at the first update where names or checksums disagree, UnknownVersion for one that is gone."""
         if self._address is None:
             raise RuntimeError("init_transfer_engine must come before an update")
-        store: Any = find_store(self._address.store, self._address.namespace)  # by name each time: one that died is replaced
-        refs = ray.get(store.bucket_refs.remote(update_info.version), timeout=PULL_SECONDS)
+        store = find_store(self._address.store, self._address.namespace)  # by name each time: one that died is replaced
         names: list[str] = []
         adapters: dict[str, torch.Tensor] = {}
-        while refs:
-            bucket: Bucket = ray.get(refs.pop(0), timeout=PULL_SECONDS)  # one bucket is mapped at a time
+        for bucket in pull(store, update_info.version, PULL_SECONDS):
             names.extend(bucket)
             if not self._verified:
                 _verify_checksums(bucket)
@@ -137,7 +135,6 @@ class ObjectStoreTransfer(WeightTransferEngine[StoreAddress, VersionToPull]):
                 if not self._reloading:
                     self._begin([self.model])
                 cast(Any, self.model).load_weights(_tensors(bucket, self.device))
-            del bucket
         if adapters:
             self._load_adapters(collect(adapters))
         elif not self._verified:
@@ -198,7 +195,7 @@ def _tensors(bucket: Bucket, device: torch.device) -> Iterator[tuple[str, torch.
 
 
 def _verify_checksums(bucket: Bucket) -> None:
-    torn = [name for name, packed in bucket.items() if checksum(packed.data) != packed.checksum]
+    torn = [name for name, packed in bucket.items() if packed.checksum is not None and checksum(packed.data) != packed.checksum]
     if torn:
         raise WeightMismatch(f"{len(torn)} weights arrived with a wrong checksum, first {torn[0]}")
 

@@ -47,3 +47,16 @@ def test_a_resumed_run_rewrites_the_steps_it_repeats(tmp_path: Path) -> None:
     file.truncate(2)
     file.append({"step": 3, "again": True})
     assert [json.loads(line) for line in file.path.read_text().splitlines()] == [{"step": 1}, {"step": 2}, {"step": 3, "again": True}]
+
+
+def test_a_process_supersedes_the_steps_that_it_does_again(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    first = MetricsFile(path)
+    for step in (1, 2, 3):
+        first.append({"step": step, "by": "first"})
+    path.open("a").write('{"step": 4, "rew')  # killed while it wrote
+    again = MetricsFile(path)
+    again.append({"step": 2, "by": "again"})
+    again.append({"step": 3, "by": "again"})
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(line["step"], line["by"]) for line in lines] == [(1, "first"), (2, "again"), (3, "again")]

@@ -1,4 +1,7 @@
-"""A training run recorded, and repeated without a web: the same rollouts, the same numbers, the same weights."""
+"""A training run recorded, and repeated without a web: the same rollouts, the same numbers, the same weights.
+
+The second run is colocated, which may change nothing either: runner and learner take turns.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +34,7 @@ from mmsr_ray.tools.actor import RemoteTools, start_tools, stop_tools
 pytestmark = pytest.mark.heavy
 RECIPE = Path(__file__).parents[2] / "jobs" / "configs" / "atlas.yaml"
 DIFFERS = {
+    "turns",
     "seconds",
     "response_seconds",
     "seconds_left",
@@ -56,6 +60,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Config]:
         "grpo.groups_kept": 4,
         "grpo.lr": 1e-3,
         "rollout.cpus_per_runner": 0.5,
+        "learner.world_size": 1,
         "evaluation.workflows": "[rag]",
         "tools.actors": 2,
     }
@@ -140,7 +145,10 @@ def test_a_replayed_run_is_the_recorded_one_bit_by_bit(config: Config) -> None:
     assert sum(record["searches_text"] + record["searches_image"] for record in records(first)) > 0
     assert len({record["grad_norm"] for record in records(first)}) == config.grpo.steps, "and neither does one that learned nothing"
 
-    second, replayed = run(taped(config, "replayed", "replay", web.base))
+    colocated = replace(config, learner=replace(config.learner, colocated=True))
+    second, replayed = run(taped(colocated, "replayed", "replay", web.base))
+    lines = [json.loads(line) for line in (second / "metrics.jsonl").read_text().splitlines()]
+    assert all(set(line["turns"]) == {"engines_leave", "learner_returns", "learner_leaves", "engines_return"} for line in lines)
     assert replayed["tape.hits"] == recorded["tape.recorded"] + recorded.get("tape.hits", 0)
     assert replayed.get("tape.misses", 0) == replayed.get("text_search.requests", 0) == replayed.get("image_search.requests", 0) == 0
     assert sampled(second) == sampled(first)

@@ -52,6 +52,7 @@ def test_a_run_leaves_what_it_promises(tmp_path: Path) -> None:
     assert records[0]["mismatch_abs_mean"] < 0.02
     assert (run / "report.html").stat().st_size > 10_000
     assert list((run / "tensorboard").iterdir()) and list((run / "trajectories").glob("**/*.parquet"))
+    assert "step 3" in (run / "browse" / "index.html").read_text() and "browse/index.html" in (run / "report.html").read_text()
     assert (run / "config.yaml").is_file() and (run / "model" / "model.safetensors").is_file()
 
     again = submit(tmp_path)  # nothing is done twice

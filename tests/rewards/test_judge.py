@@ -14,6 +14,7 @@ import pytest_asyncio
 from mmsr_ray.config import Config, ConfigError, ProviderConfig, load
 from mmsr_ray.rewards.judge import ANSWER_CHARS, NO, YES, Case, messages, read_verdict
 from mmsr_ray.rewards.score import case_for_judge, score
+from mmsr_ray.rollout.activity import ActivityClock
 from mmsr_ray.rollout.env_runner import SearchEnvRunner
 from mmsr_ray.tools.local import LocalTools
 from mmsr_ray.tools.providers.chat import inert
@@ -153,7 +154,7 @@ async def test_verdicts_are_on_the_tape(server: JudgeServer, tmp_path) -> None:
 async def scored(config: Config, tools: LocalTools, *texts: str) -> Trajectory:
     """`SearchEnvRunner._scored` without the engine that the rest of a runner needs."""
     runner = SearchEnvRunner.__new__(SearchEnvRunner)
-    runner._settings, runner._judge, runner._counts = config, tools, Counter()
+    runner._settings, runner._judge, runner._counts, runner._activity = config, tools, Counter(), ActivityClock()
     return await runner._scored(trajectory(*texts), SAMPLE, 1)
 
 

@@ -128,3 +128,12 @@ def kill_engine(runner: SearchEnvRunner) -> list[int]:
     for child in children:
         child.kill()
     return [os.getpid(), *(child.pid or 0 for child in children)]
+
+
+async def waits_for_its_turn(runner: SearchEnvRunner) -> bool:
+    """Asked for prompts while it may not take device memory, a runner starts no engine, and has nothing to give up."""
+    asked = asyncio.create_task(runner.ready())
+    await asyncio.sleep(1.5)
+    await asyncio.wait_for(runner.leave_device(), 1.0)
+    started = runner._engine._llm is not None or asked.done()
+    return not started and runner._at_gate

@@ -26,7 +26,7 @@ from mmsr_ray.tools.tape import TapeMiss
 from mmsr_ray.types import Generation, Group, GroupSummary, Outcome, Sample, Sampling, SealedTokens, Ticket, ToolFailure
 from mmsr_ray.weights.adapters import Adapter
 from mmsr_ray.weights.publisher import buckets
-from mmsr_ray.weights.store import start_store, store_name
+from mmsr_ray.weights.store import UnknownVersion, publish, pull, start_store, store_name
 from tests.rollout import scripted
 from tests.rollout.scripted import GREEDY, ScriptedRunner, png
 
@@ -70,6 +70,16 @@ class Run:
 
     def on_runner(self, function: Callable[..., Any], *args: Any) -> Any:
         return ray.get(self.runner.apply.remote(function, *args), timeout=WAIT)
+
+    def on_restarted(self, function: Callable[..., Any]) -> Any:
+        """On a runner that died; while Ray is restarting it, calls fail."""
+        deadline = time.monotonic() + WAIT
+        while True:
+            try:
+                return self.on_runner(function)
+            except RayActorError:
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
 
     def stats(self) -> dict[str, float]:
         return ray.get(self.runner.stats.remote(), timeout=WAIT)
@@ -116,6 +126,7 @@ def run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             *("data.train=none", "data.test=none", "run.name=rollout-test", "run.namespace=rollout-test"),
             *("agent.prompts=brief", "agent.max_prompt_tokens=256", "agent.max_total_tokens=512", "agent.max_turn_tokens=16"),
             *("rollout.enforce_eager=true", "rollout.infra_retries=1"),
+            *("learner.colocated=true", "learner.world_size=1"),  # changes nothing until the engine is asked to leave its device
         ],
     )
     ray.init(num_cpus=2, include_dashboard=False, object_store_memory=200 << 20, namespace="rollout-test", logging_level=logging.ERROR)
@@ -210,6 +221,54 @@ def test_a_request_whose_picture_the_prefix_cache_covers_goes_on_too(run: Run) -
     generations: list[Generation] = ray.get(calls, timeout=WAIT)
     run.sync()
     assert any(len(set(g.versions)) == 2 for g in generations)
+
+
+def test_an_engine_that_left_its_device_comes_back_with_the_weights_asked_for(run: Run) -> None:
+    before = run.greedy("what is this?", 1)
+    frozen = run.runner.apply.remote(scripted.generate, "go on", (2,), Sampling(temperature=2.0, max_tokens=400))
+    ray.get([run.runner.leave_device.remote() for _ in range(2)], timeout=WAIT)  # the second time it has left
+    waiting = run.runner.apply.remote(scripted.generate, "what is this?", (1,), GREEDY)
+    assert ray.wait([waiting], timeout=1.0)[0] == []
+    ray.get(run.runner.sync_weights.remote(run.version), timeout=WAIT)  # the version it had: it does not hold it any more
+    after, kept = ray.get([waiting, frozen], timeout=WAIT)
+    assert (after.token_ids, after.logprobs) == (before.token_ids, before.logprobs)
+    assert len(kept.token_ids) == len(kept.logprobs) > 0
+    ray.get(run.runner.leave_device.remote(), timeout=WAIT)
+    run.sync(1.2)
+    assert set(run.greedy("what is this?", 1).versions) == {run.version}
+    run.sync()
+
+
+def test_a_version_is_loaded_while_it_is_published_and_one_given_up_is_told(run: Run) -> None:
+    before = run.greedy("what is this?", 1)
+    made = [ray.put(bucket) for bucket in buckets(run.weights.items(), torch.float32, 1 << 20)]
+    assert len(made) > 1
+    calls: list[ray.ObjectRef] = []
+
+    def slowly() -> Iterator[ray.ObjectRef]:
+        calls.append(run.runner.sync_weights.remote(run.version + 1))
+        yield made[0]
+        assert ray.wait(calls, timeout=0.5)[0] == []
+        yield from made[1:]
+
+    publish(run.store, run.version + 1, slowly(), WAIT)
+    run.version += 1
+    run._owned = [*run._owned[-1:], made]
+    ray.get(calls, timeout=WAIT)
+    after = run.greedy("what is this?", 1)
+    assert (after.token_ids, after.logprobs, set(after.versions)) == (before.token_ids, before.logprobs, {run.version})
+
+    def breaks() -> Iterator[ray.ObjectRef]:
+        yield made[0]
+        raise ZeroDivisionError
+
+    bucket = run.store.bucket.remote(run.version, 0, WAIT)
+    with pytest.raises(ZeroDivisionError):
+        publish(run.store, run.version + 1, breaks(), WAIT)
+    assert ray.get(bucket, timeout=WAIT)
+    with pytest.raises(UnknownVersion):
+        list(pull(run.store, run.version + 1, WAIT))
+    assert ray.get(run.store.latest.remote(), timeout=WAIT) == run.version
 
 
 def test_turns_finish_first_where_the_update_waits_for_them(run: Run) -> None:
@@ -414,24 +473,16 @@ def test_a_dead_engine_restarts_the_runner_with_the_newest_weights(run: Run, sam
     adapters = _named(_adapters(run.weights, ("o_proj", "up_proj"), 0.05))
     run.sync_tensors(adapters)
     before = run.greedy("what is this?", 1)
+    ray.get(run.store.let_engines_in.remote(False), timeout=WAIT)  # a learner has the device, and so it stays for a while
     pids = run.on_runner(scripted.kill_engine)
     doomed = run.runner.sample_group.options(num_returns=2).remote(Ticket("u1", 0, 0, [sample]), 2, 1)
     with pytest.raises(RayActorError):  # callers see a dead actor, not bad data
         ray.get(doomed, timeout=30)
     latest = run.publish_tensors(adapters)  # published while the runner is down
-    assert _pong(run) == "pong"
+    assert run.on_restarted(scripted.waits_for_its_turn)
+    ray.get(run.store.let_engines_in.remote(True), timeout=WAIT)
+    assert ray.get(run.runner.ping.remote(), timeout=WAIT) == "pong"
     assert ray.get(run.runner.version.remote(), timeout=WAIT) == latest
     assert run.greedy("what is this?", 1).logprobs == before.logprobs
     _, alive = psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=5)
     assert not alive
-
-
-def _pong(run: Run) -> str:
-    """The restarted runner's answer; while Ray is restarting it, calls fail."""
-    deadline = time.monotonic() + WAIT
-    while True:
-        try:
-            return ray.get(run.runner.ping.remote(), timeout=WAIT)
-        except RayActorError:
-            assert time.monotonic() < deadline
-            time.sleep(0.2)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmsr_ray.weights.publisher import buckets, checksum, pack
+from mmsr_ray.weights.publisher import ALIGNMENT, Bucket, Staging, buckets, checksum
 
 
 def named(n: int = 7) -> dict[str, torch.Tensor]:
@@ -16,10 +16,17 @@ def named(n: int = 7) -> dict[str, torch.Tensor]:
     return {f"layer.{i}.weight": torch.randn(5, 3 + i, generator=generator) for i in range(n)}
 
 
+def kept(made: Iterator[Bucket]) -> list[Bucket]:
+    """What whoever hands buckets on does: a copy of each before the next is asked for."""
+    return [pickle.loads(pickle.dumps(bucket)) for bucket in made]
+
+
+@pytest.mark.parametrize("lasting", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_tensors_come_back_in_the_dtype_asked_for(dtype: torch.dtype) -> None:
+def test_tensors_come_back_in_the_dtype_asked_for(dtype: torch.dtype, lasting: bool) -> None:
     tensors = named()
-    unpacked = {name: packed.tensor() for bucket in buckets(tensors.items(), dtype, 200) for name, packed in bucket.items()}
+    made = kept(buckets(tensors.items(), dtype, 200, lasting=lasting))
+    unpacked = {name: packed.tensor() for bucket in made for name, packed in bucket.items()}
     assert list(unpacked) == list(tensors)
     for name, tensor in tensors.items():
         assert torch.equal(unpacked[name], tensor.to(dtype))
@@ -27,19 +34,42 @@ def test_tensors_come_back_in_the_dtype_asked_for(dtype: torch.dtype) -> None:
 
 def test_none_keeps_dtypes_and_integers_are_never_cast() -> None:
     tensors = {"a": torch.arange(6).view(2, 3), "b": torch.ones(2, dtype=torch.float64), "scalar": torch.tensor(3.0)}
-    (kept,) = buckets(tensors.items(), None, 1 << 20)
-    assert [kept[name].tensor().dtype for name in tensors] == [torch.int64, torch.float64, torch.float32]
-    assert kept["scalar"].tensor().shape == ()
+    (same,) = kept(buckets(tensors.items(), None, 1 << 20))
+    assert [same[name].tensor().dtype for name in tensors] == [torch.int64, torch.float64, torch.float32]
+    assert same["scalar"].tensor().shape == ()
     (cast,) = buckets(tensors.items(), torch.bfloat16, 1 << 20)
     assert torch.equal(cast["a"].tensor(), tensors["a"])
 
 
-def test_buckets_are_bounded_and_complete() -> None:
-    sizes = [sum(p.data.nbytes for p in bucket.values()) for bucket in buckets(named(20).items(), None, 300)]
-    largest = max(t.nbytes for t in named(20).values())
-    assert len(sizes) > 3
-    assert all(300 <= size < 300 + largest for size in sizes[:-1])
-    assert sum(sizes) == sum(t.nbytes for t in named(20).values())
+@pytest.mark.parametrize("lasting", [False, True])
+@pytest.mark.parametrize("bucket_bytes", [1, 300, 1000, 1 << 20])
+def test_buckets_are_bounded_and_complete(bucket_bytes: int, lasting: bool) -> None:
+    """Some tensors need a copy (float64), some do not."""
+    tensors = {name: t.double() if i % 3 else t for i, (name, t) in enumerate(named(20).items())}
+    made = kept(buckets(tensors.items(), torch.float32, bucket_bytes, lasting=lasting))
+    assert all(len(bucket) == 1 or sum(p.data.nbytes for p in bucket.values()) <= bucket_bytes for bucket in made)
+    unpacked = {name: packed.tensor() for bucket in made for name, packed in bucket.items()}
+    assert list(unpacked) == list(tensors)
+    assert all(torch.equal(unpacked[name], t.float()) for name, t in tensors.items())
+
+
+def test_one_buffer_serves_every_bucket_of_every_publish() -> None:
+    """New memory costs more than the copy into it."""
+    staging = Staging()
+    places = set()
+    for _ in range(2):
+        for bucket in buckets(named(20).items(), torch.bfloat16, 300, staging=staging):
+            places |= {packed.data.__array_interface__["data"][0] for packed in bucket.values()}
+    assert max(places) - min(places) < 300
+    assert all(place % ALIGNMENT == min(places) % ALIGNMENT for place in places)
+
+
+def test_lasting_tensors_are_not_copied() -> None:
+    tensors = named()
+    (bucket,) = buckets(tensors.items(), torch.float32, 1 << 20, lasting=True, checksums=False)
+    for name, tensor in tensors.items():
+        assert bucket[name].data.__array_interface__["data"][0] == tensor.data_ptr()
+        assert bucket[name].checksum is None
 
 
 def test_a_bucket_survives_the_end_of_its_tensors() -> None:
@@ -55,9 +85,11 @@ def test_a_bucket_survives_the_end_of_its_tensors() -> None:
     assert [bucket[f"{i}"].tensor()[0].item() for i in range(4)] == [0, 1, 2, 3]
 
 
-def test_transposed_weights_keep_their_values() -> None:
+@pytest.mark.parametrize("lasting", [False, True])
+def test_transposed_weights_keep_their_values(lasting: bool) -> None:
     tensor = torch.arange(12.0).view(3, 4).t()
-    assert torch.equal(pack(tensor, None).tensor(), tensor)
+    (bucket,) = buckets([("a", tensor)], None, 1 << 20, lasting=lasting)
+    assert torch.equal(bucket["a"].tensor(), tensor)
 
 
 def test_a_name_that_comes_twice_is_refused() -> None:

@@ -1,0 +1,68 @@
+"""A rank's coming to and going from its device, for learners that share it with an engine.
+
+Promise: after `leave` the device holds nothing of the rank's but what cannot be moved (a CUDA context, kernels), and after
+`come_back` training goes on as if it had never left.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+
+from mmsr_ray.config import LearnerConfig
+
+GIB = 2.0**30
+
+
+class Residence(Protocol):
+    def leave(self) -> None: ...
+
+    def come_back(self) -> None: ...
+
+
+class MovedStates:
+    """ZeRO's states move to host memory and back: weights, master weights, gradients and optimiser, as DeepSpeed can.
+
+    Stages 1 and 2 move all of them; stage 3 those that offload has not put on the host already. Where the device is a CPU
+    the same calls copy nothing.
+    """
+
+    def __init__(self, engine: Any, device: torch.device) -> None:
+        self._engine, self._pin = engine, device.type == "cuda"
+
+    def leave(self) -> None:
+        self._engine.zero_grad()
+        self._engine.offload_states(pin_memory=self._pin)
+
+    def come_back(self) -> None:
+        self._engine.reload_states()
+
+
+class AlwaysOnHost:
+    """ZeRO-3 with everything offloaded: between steps there is nothing to move, but what torch's allocator holds back."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+
+    def leave(self) -> None:
+        if self._cuda:
+            torch.cuda.empty_cache()
+
+    def come_back(self) -> None:
+        pass
+
+
+def residence(engine: Any, learner: LearnerConfig, device: torch.device) -> Residence:
+    """What suits a rank's settings (`colocation.complaint` has refused those that nothing suits)."""
+    return AlwaysOnHost(device) if learner.offload == "all" else MovedStates(engine, device)
+
+
+def device_memory(device: torch.device) -> dict[str, float]:
+    """GiB in use on the whole device by anybody, and the most this process ever had since the last call; {} without a GPU."""
+    if device.type != "cuda":
+        return {}
+    free, total = torch.cuda.mem_get_info(device)
+    peak = torch.cuda.max_memory_reserved(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    return {"used": (total - free) / GIB, "peak": peak / GIB}

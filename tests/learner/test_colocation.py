@@ -1,0 +1,40 @@
+"""Which settings can share a card."""
+
+import pytest
+
+from mmsr_ray.config import ConfigError, load
+
+BASE = ["model.path=m", "data.train=t", "data.test=t", "learner.colocated=true", "learner.world_size=1"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [],
+        ["rollout.gpus_per_runner=0.5", "learner.gpus_per_rank=0.5"],
+        ["learner.zero_stage=1", "learner.offload=optimizer"],
+        ["learner.zero_stage=3", "learner.offload=all"],
+        ["learner.world_size=4", "rollout.num_runners=4"],
+    ],
+)
+def test_possible(settings: list[str]) -> None:
+    assert load(None, BASE + settings).learner.colocated
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["grpo.staleness=1"], "grpo.staleness=0"),
+        (["learner.world_size=2"], "the same number"),
+        (["rollout.max_runners=3"], "no elastic runners"),
+        (["rollout.tensor_parallel=2"], "tensor_parallel=1"),
+        (["rollout.gpus_per_runner=1", "learner.gpus_per_rank=0.5"], "add up to 1"),
+        (["rollout.gpus_per_runner=1"], "must both be 0"),
+        (["learner.zero_stage=0"], "without ZeRO"),
+        (["learner.lora.rank=8", "learner.lora.sync=adapter"], "lora.sync=merged"),
+        (["learner.zero_stage=3"], "FusedAdam"),
+    ],
+)
+def test_refused_with_a_sentence(settings: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load(None, BASE + settings)
