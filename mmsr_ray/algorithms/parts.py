@@ -134,6 +134,7 @@ def start(config: Config, rllib: GRPOConfig, *, logdir: str | None, trial: str |
     try:
         if config.learner.colocated:
             start_learners(config, learners)
+            learners.find_micro_batch()  # the cards are the learner's alone until it leaves them
             return parts
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="learner-start") as pool:
             learning = pool.submit(start_learners, config, learners)

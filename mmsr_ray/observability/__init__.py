@@ -1,1 +1,1 @@
-"""What a run shows of itself: the live line of its job, trackers, and the report of its folder."""
+"""What a run shows of itself: the live line of its job, trackers, the report of its folder, and its episodes to browse."""
