@@ -41,6 +41,7 @@ SETTINGS = (  # over the config's; the command line's come last
     "atlas.latency_tail=1.0",
     "learner.world_size=1",
     "learner.cpus_per_rank=1",
+    "learner.gradient_checkpointing=true",
     "rollout.max_num_seqs=256",
     "grpo.groups_per_step=40",
     "grpo.lr=0",
@@ -133,7 +134,7 @@ def rows_of(runs: dict[str, Run]) -> list[dict[str, Any]]:
         raise RuntimeError(f"the halves are not of comparable size: {rollout:.1f} s of rollout, {learn:.1f} s of learning")
     load = (
         f"{sync.rollouts} rollouts of the tiny policy, tool requests log-normal with a median of 0.2 s and a tail up to 3 s, "
-        "rollout and learning of comparable length"
+        "learning with gradient checkpointing, so that the halves are of comparable length"
     )
     names = {"sync": "sync", "async": "async (staleness 1, update=wait)", "in-flight": "in-flight (staleness 1, update=keep)"}
     made = [
