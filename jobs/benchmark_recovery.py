@@ -10,6 +10,7 @@ Needs about seven minutes on two cores and 6 GiB of memory.
 from __future__ import annotations
 
 import json
+import logging
 import multiprocessing
 import statistics
 import subprocess
@@ -37,6 +38,7 @@ from mmsr_ray.algorithms.parts import bundles
 from mmsr_ray.config import Config, to_yaml
 from mmsr_ray.tools.actor import start_tools
 
+log = logging.getLogger("benchmark")
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = (  # over the config's; the command line's come last
     "grpo.steps=100",
@@ -103,7 +105,10 @@ def _parts(config: Config) -> tuple[float, dict[str, float]]:
         run = _Run(trial, config)
         run.step()
         plain = statistics.median(run.step() for _ in range(PLAIN_STEPS))
-        killed = {kind: run.after(kill) for kind, kill in _kills(config).items()}
+        killed = {}
+        for kind, kill in _kills(config).items():
+            killed[kind] = run.after(kill)
+            log.warning("after the kill of %s: %.1f s", kind, killed[kind])
         with _node():  # where Ray will put what is lost
             killed["a node with a runner and the learner"] = run.after(lambda _: away.kill_all_processes(check_alive=False, wait=True))
             ray.get(trial.stop.remote(), timeout=SECONDS)

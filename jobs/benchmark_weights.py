@@ -23,7 +23,7 @@ import psutil
 import ray
 import torch
 from ray.actor import ActorHandle
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, OutOfMemoryError
 from safetensors.torch import load_file, save_file
 
 from jobs.atlas_stage import world
@@ -45,7 +45,7 @@ UPDATES = 100  # of the tiny policy
 ROUNDS = {"0.5b": 5, "3b": 2}
 ENGINE = CAST = "0.5b"  # the shape of the real engine, and of float32 weights that are cast on their way
 GIB = 2**30
-SPARE_GIB = 3.5  # of free memory beside one version: two processes, and the tensors that they share between layers
+SPARE_GIB = 5.0  # of free memory beside one version: two processes, and what the object store touches when it is not filled in order
 ENGINE_GIB = 7.0  # of free memory for a real engine of ENGINE's shape
 
 
@@ -82,7 +82,7 @@ def _by_size(size: str, bucket_bytes: int) -> list[dict[str, Any]]:
         cast = [size] * (size == CAST)
         converted = [way(s, _fresh_store, bucket_bytes=bucket_bytes, rounds=ROUNDS[s], source=torch.float32, lasting=False) for s in cast]
         best = max(best, copy_rate())
-    except ActorDiedError as error:
+    except (ActorDiedError, OutOfMemoryError) as error:
         log.warning("%s: left out, a process died, most likely because others took the memory meanwhile: %s", size, str(error)[:200])
         return []
     finally:

@@ -227,7 +227,7 @@ class GRPO(Algorithm):
             raise error
         logger.error("the learner failed at step %d (%s): back to step %d", self.finished_steps + 1, error, self._last_state["step"])
         self.turns.for_new_learner()
-        parts.start_learners(self.c, self.parts.learners)
+        parts.restart_learners(self.c, self.parts.learners)
         self._take_state(self._load(self._last_state))
 
     # ------------------------------------------------------------------------------------------------ logging

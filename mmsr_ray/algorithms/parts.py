@@ -30,7 +30,7 @@ from mmsr_ray.algorithms.grpo_config import GRPOConfig
 from mmsr_ray.algorithms.runners import RunnerGroup
 from mmsr_ray.config import Config
 from mmsr_ray.data.feeder import start_feeder
-from mmsr_ray.learner.group import LearnerGroup
+from mmsr_ray.learner.group import LearnerError, LearnerGroup
 from mmsr_ray.learner.objective import longest_answer, resolve
 from mmsr_ray.weights.store import publish, start_store, store_name
 
@@ -134,6 +134,7 @@ def start(config: Config, rllib: GRPOConfig, *, logdir: str | None, trial: str |
     try:
         if config.learner.colocated:
             start_learners(config, learners)
+            learners.find_micro_batch()  # the cards are the learner's alone until it leaves them
             return parts
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="learner-start") as pool:
             learning = pool.submit(start_learners, config, learners)
@@ -167,6 +168,15 @@ def start_learners(config: Config, learners: LearnerGroup) -> None:
     learners.restart()
     if resolve(config.grpo.loss, longest_answer(config.agent)).kl_coef > 0:
         learners.set_reference()
+
+
+def restart_learners(config: Config, learners: LearnerGroup) -> None:
+    """As `start_learners`, with a second attempt: a rank may be put on a node that is gone while Ray has yet to notice. Raises LearnerError."""
+    try:
+        start_learners(config, learners)
+    except LearnerError:
+        logger.exception("the learner did not start again: once more")
+        start_learners(config, learners)
 
 
 def rank_placement(config: Config) -> Callable[[int], dict[str, Any]] | None:

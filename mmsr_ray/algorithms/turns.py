@@ -78,7 +78,7 @@ class Apart:
         finally:  # a version that was given up fails its readers, which restart
             if calls:
                 self._runners.finish_sync(calls, version, timeout=self._seconds)
-        if not self._along:
+        if not calls:  # nobody was asked along the way: so it is meant, or the store had died and a new one was filled at once
             self._runners.sync(version, timeout=self._seconds)
 
     def to_engines(self, version: int) -> None:

@@ -8,11 +8,13 @@ The samples belong to this actor: when it dies their references die, and a new o
 
 from __future__ import annotations
 
+import gc
 import logging
 import queue
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -38,8 +40,9 @@ class DataFeeder:
         """Raises DataError for an unusable set. Prefetching starts at once."""
         self._config = config
         self._seed = seed
-        self._index = read_index(path, config)
-        self._by_uid = {row.fields.uid: row for row in self._index.rows}
+        with _for_good():
+            self._index = read_index(path, config)
+            self._by_uid = {row.fields.uid: row for row in self._index.rows}
         self._images = ImageStore()
         self._lock = threading.Lock()
         self._questions = digest(self._by_uid)
@@ -152,6 +155,20 @@ def start_feeder(path: str, config: DataConfig, *, seed: int, state: dict[str, A
     )  # soft would let it spill to a node that may be lost alone
     actor = ray.remote(DataFeeder).options(num_cpus=0, max_concurrency=4, scheduling_strategy=here)
     return actor.remote(path, config, seed, state)
+
+
+@contextmanager
+def _for_good() -> Iterator[None]:
+    """What is made inside stays for the life of this process: the garbage collector neither looks at it while it grows, nor ever after.
+
+    With a million questions one look takes two seconds, and there are many.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def _put(out: queue.Queue[Ticket | Exception], item: Ticket | Exception, stop: threading.Event) -> bool:

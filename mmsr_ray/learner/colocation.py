@@ -24,8 +24,6 @@ def complaint(learner: LearnerConfig, rollout: RolloutConfig, staleness: int) ->
         return "learner.colocated has no elastic runners, because a runner shares its card with a rank: set rollout.max_runners=0"
     if rollout.tensor_parallel != 1:
         return "learner.colocated needs rollout.tensor_parallel=1: a runner shares one card with one rank"
-    if learner.lora.sync == "adapter":
-        return "learner.colocated needs learner.lora.sync=merged: an engine gives up its base weights while it sleeps, so adapters have nothing to stand on"
     runner, rank = rollout.gpus_per_runner, learner.gpus_per_rank
     if (runner > 0) != (rank > 0) or runner + rank > 1:
         return (

@@ -109,7 +109,7 @@ class VLLMEngine:
         _set_environment(self._config)
         self._codec = await asyncio.to_thread(load_codec, self._config)
         self._llm = await asyncio.to_thread(_build, self._config, self._store_name, self._seed)
-        self._residence = residence()
+        self._residence = residence(whole=self._config.learner.lora.sync != "adapter")
         await self._llm.update_weight_version(str(FIRST_VERSION))
         await self._warm_up()
         if self._store_name is not None:

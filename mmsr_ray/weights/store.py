@@ -88,7 +88,8 @@ def publish(
         opened()
         for index, ref in enumerate(refs):
             added.append(cast(Any, store).add.remote(version, index, [ref]))
-        ray.get([*added, cast(Any, store).complete.remote(version, len(added))], timeout=seconds)
+        ray.get(added, timeout=seconds)  # an actor of coroutines may run a later call first
+        ray.get(cast(Any, store).complete.remote(version, len(added)), timeout=seconds)
     except BaseException:
         cast(Any, store).abandon.remote(version)
         raise

@@ -183,6 +183,13 @@ def test_apart_on_policy_runners_load_along_and_others_wait_for_the_whole() -> N
     assert card.log == ["open 2", "publish 2", "engines load 2"]
 
 
+def test_apart_runners_hear_of_weights_that_a_new_store_was_filled_with() -> None:
+    card = Card()
+    card.gate_open, card.alone = True, lambda: None  # type: ignore[method-assign]
+    Apart(card, lambda version, opened: None, seconds=1, along=True).publish(1)  # type: ignore[arg-type]  # its store had died: never opened
+    assert card.log == ["engines load 1"]
+
+
 def test_apart_a_failed_publish_still_hears_the_runners_out() -> None:
     card = Card()
     card.failing = {"publish 1"}

@@ -300,7 +300,7 @@ class Stages:
         rank.set_reference()
 
         def weights() -> Weights:
-            return {name: packed.tensor() for bucket in rank.publish(0) for name, packed in bucket.items()}
+            return {name: packed.tensor().clone() for bucket in rank.publish(0) for name, packed in bucket.items()}
 
         seen = [weights()]
         rest = rank.room().own
