@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}  # MLflow's own: minutes for one call
+DEFAULTS = {  # of MLflow's variables: as it is, one call may take minutes, and an end is printed
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
 PARAMS = 100  # of one request, MLflow's limit; likewise the next two
 METRICS = 1_000
 PARAM_CHARS = 6_000
@@ -41,7 +45,7 @@ class MlflowTracker:
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
 
-        for name, value in PATIENCE.items():
+        for name, value in DEFAULTS.items():
             os.environ.setdefault(name, value)
         try:
             self._client: MlflowClient = MlflowClient(tracking_uri=uri)
