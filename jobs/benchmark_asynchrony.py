@@ -89,7 +89,8 @@ def run(config: Config, mode: str) -> Run:
     here = replace(
         config,
         run=replace(config.run, name=f"asynchrony-{mode}"),
-        grpo=replace(config.grpo, staleness=staleness, steps=WARM_UP + STEPS + 1),  # the last one ends with an evaluation, and its pipeline is not full
+        # one more than are played: the last ends with an evaluation, and its pipeline is not full
+        grpo=replace(config.grpo, staleness=staleness, steps=WARM_UP + STEPS + 1),
         rollout=replace(config.rollout, update=update.value),
     )
     tools = start_tools(here)  # of its own: what one run has asked for is in no cache of another's
