@@ -41,7 +41,7 @@ def save(learners: LearnerGroup, target: Path, state: Mapping[str, Any], *, keep
     Raises NotWritten, and then everything is as it was before.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    earlier = _whole(target.parent)
+    earlier = whole(target.parent)
     needed = folder_bytes(earlier[-1]) if earlier else 0
     if needed > (free := free_bytes(target.parent)):  # before the disk is filled to its last byte, which others need too
         raise NotWritten(f"{target} was not written: it needs about {size(needed)} and {size(free)} are free there: make room")
@@ -52,7 +52,7 @@ def save(learners: LearnerGroup, target: Path, state: Mapping[str, Any], *, keep
 
 def prune(folder: Path, keep: int) -> None:
     """Leave the newest `keep` + 1 whole checkpoints and what is newer than the oldest of them; remove what a kill left half written."""
-    kept = _whole(folder)[-(keep + SPARE) :]
+    kept = whole(folder)[-(keep + SPARE) :]
     for found in folder.glob("step_*"):
         if found.suffix or (kept and found.name < kept[0].name):
             shutil.rmtree(found)
@@ -79,7 +79,7 @@ def usable(state: dict[str, Any], check: Callable[[Path], str]) -> dict[str, Any
     said = check(wanted)
     if not said:
         return state
-    for earlier in reversed([folder for folder in _whole(wanted.parent) if folder.name < wanted.name]):
+    for earlier in reversed([folder for folder in whole(wanted.parent) if folder.name < wanted.name]):
         if also := check(earlier):
             said += f"; {also}"
             continue
@@ -96,6 +96,6 @@ def same_run(state: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
         logger.warning("since the checkpoint of step %d %s", state["step"], said)
 
 
-def _whole(folder: Path) -> list[Path]:
+def whole(folder: Path) -> list[Path]:
     """Checkpoints by name, oldest first; `complaint` looks at sizes only."""
     return [found for found in sorted(folder.glob("step_*")) if not found.suffix and not complaint(found)]

@@ -25,7 +25,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
 from mmsr_ray.algorithms import model_card
-from mmsr_ray.algorithms.checkpoints import read_settings, read_state
+from mmsr_ray.algorithms.checkpoints import read_settings, read_state, whole
 from mmsr_ray.algorithms.during import BEST, BEST_FILE
 from mmsr_ray.config import Config, ConfigError, from_dict, load
 from mmsr_ray.evaluation.rows import read_rows
@@ -66,10 +66,10 @@ class Source:
         for name in (MODEL, BEST):
             if (path / name / "config.json").is_file():
                 return cls(path / name, path, checkpoint=False)
-        whole = [folder for folder in sorted((path / CHECKPOINTS).glob("step_*")) if not complaint(folder)]
-        if not whole:
+        found = whole(path / CHECKPOINTS)
+        if not found:
             raise ExportError(f"{path} holds no model, best or whole checkpoint: name a run folder, or one of these in it")
-        return cls(whole[-1], path, checkpoint=True)
+        return cls(found[-1], path, checkpoint=True)
 
     def config(self) -> Config:
         """The run's resolved settings. Raises ExportError where they are missing."""
