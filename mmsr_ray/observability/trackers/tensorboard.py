@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,4 +39,11 @@ class TensorBoardTracker:
         from torch.utils.tensorboard import SummaryWriter  # imports TensorBoard, which takes seconds
 
         self.close(ok=True)
+        self._pass_the_second_of_the_newest_file()
         return SummaryWriter(str(self._folder), purge_step=first_step)
+
+    def _pass_the_second_of_the_newest_file(self) -> None:
+        """TensorBoard reads files in the order of their names, which tell the second of their start and no less."""
+        seconds = [int(path.name.split(".")[3]) for path in self._folder.glob("events.out.tfevents.*")]
+        if seconds and max(seconds) == int(time.time()):
+            time.sleep(1 - time.time() % 1 + 0.01)
