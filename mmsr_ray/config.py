@@ -1,4 +1,5 @@
-"""Every setting of a run, typed. One YAML over these defaults, `key=value` overrides on top.
+"""Every setting of a run, typed. One YAML over these defaults, `key=value` overrides on top. A YAML that differs little from
+another names it (`base: atlas.yaml`, relative to its own folder) and holds the difference.
 
 Promise: a `Config` that `load` returned is complete and possible. Unknown keys, wrong types and impossible
 combinations raise `ConfigError` with one sentence that names the key and says what to do. Each room reads its own
@@ -14,7 +15,7 @@ from typing import Any, cast
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mmsr_ray.evaluation.settings import EvaluationConfig
+from mmsr_ray.evaluation.settings import EvaluationConfig, FindingsConfig
 from mmsr_ray.evaluation.settings import complaint as evaluation_complaint
 from mmsr_ray.learner.colocation import complaint as colocation_complaint
 from mmsr_ray.learner.objective import LossConfig
@@ -250,17 +251,14 @@ class Config:
     grpo: GRPOSettings = field(default_factory=GRPOSettings)
     sft: SFTConfig = field(default_factory=SFTConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    findings: FindingsConfig = field(default_factory=FindingsConfig)
     atlas: AtlasConfig = field(default_factory=AtlasConfig)
 
 
 def load(path: str | Path | None = None, overrides: list[str] | None = None) -> Config:
     """Typed config from defaults, a YAML file and dotted overrides. Raises ConfigError."""
     try:
-        merged = OmegaConf.structured(Config)
-        if path is not None:
-            if not Path(path).is_file():
-                raise ConfigError(f"there is no config file {path}: name one under jobs/configs/")
-            merged = OmegaConf.merge(merged, OmegaConf.load(path))
+        merged = OmegaConf.merge(OmegaConf.structured(Config), *_files(path))
         for item in overrides or []:
             if "=" not in item:
                 raise ConfigError(f"override {item!r} is not of the form key=value")
@@ -270,6 +268,20 @@ def load(path: str | Path | None = None, overrides: list[str] | None = None) -> 
         raise ConfigError(_explain(error)) from error
     validate(config)
     return config
+
+
+def _files(path: str | Path | None, above: tuple[Path, ...] = ()) -> list[Any]:
+    """The contents of a config file, those of its bases before it. Raises ConfigError."""
+    if path is None:
+        return []
+    file = Path(path).resolve()
+    if not file.is_file():
+        raise ConfigError(f"there is no config file {path}: name one under jobs/configs/")
+    if file in above:
+        raise ConfigError(f"{path} is its own base, over {', '.join(other.name for other in above)}: take one `base` out")
+    content: Any = OmegaConf.load(file)
+    base = content.pop("base", None) if OmegaConf.is_dict(content) else None
+    return [*_files(file.parent / base if base else None, (*above, file)), content]
 
 
 def _with_value(override: str) -> str:

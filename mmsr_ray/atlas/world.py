@@ -197,7 +197,11 @@ class World:
         )
 
     def samples(self, split: str, count: int) -> list[Sample]:
-        return [self.sample(q, f"atlas_{split}_{i}") for i, q in enumerate(self.questions(split, count))]
+        return [self.sample(question, uid) for uid, question in self.questions_by_uid(split, count).items()]
+
+    def questions_by_uid(self, split: str, count: int) -> dict[str, Question]:
+        """What `samples` asks, for whoever knows the world."""
+        return {f"atlas_{split}_{i}": question for i, question in enumerate(self.questions(split, count))}
 
     def collected_samples(self, split: str, count: int) -> list[Sample]:
         return [self.sample(q, f"atlas_{split}_collected_{i}") for i, q in enumerate(self.collected_questions(split, count))]
