@@ -64,6 +64,8 @@ class DataConfig:
     max_image_bytes: int = 20_000_000
     max_image_pixels: int = 50_000_000
     max_question_chars: int = 8_000
+    benchmarks_dir: str = ""  # where evaluation looks for benchmarks, NAME/ or NAME.parquet, before it asks the hub
+    benchmark_sizes: str = "exact"  # a benchmark that has not its published number of questions: exact (refused) | warn
 
 
 @dataclass
@@ -382,8 +384,11 @@ def validate(c: Config) -> None:
         c.grpo.lr_schedule in ("sigmoid", "constant", "cosine"),
         f"grpo.lr_schedule={c.grpo.lr_schedule!r}: choose sigmoid, constant or cosine",
     )
-    said = loss_complaint(c.grpo.loss) or evaluation_complaint(c.evaluation) or colocation_complaint(c.learner, c.rollout, c.grpo.staleness)
+    said = loss_complaint(c.grpo.loss) or colocation_complaint(c.learner, c.rollout, c.grpo.staleness)
     _require(not said, said)
+    said = evaluation_complaint(c.evaluation, judge=c.tools.judge.kind != "none")
+    _require(not said, said)
+    _require(c.data.benchmark_sizes in ("exact", "warn"), f"data.benchmark_sizes={c.data.benchmark_sizes!r}: choose exact or warn")
     _require(0 < c.rollout.temperature <= 2, f"rollout.temperature={c.rollout.temperature}: choose a value above 0 and at most 2")
     _require(
         c.atlas.latency_tail == 0 or (c.atlas.latency_tail > 0 and c.atlas.latency_seconds > 0),

@@ -11,6 +11,7 @@ WORKFLOWS = ("on_demand", "direct", "rag")
 class EvaluationConfig:
     questions: int = 0  # 0: all
     workflows: list[str] = field(default_factory=lambda: ["on_demand", "direct", "rag"])
+    judge_all: bool = False  # the judge decides about every answer; exact match and SubEM are reported beside it and decide nothing
     before_training: bool = True
     trajectories_shown: int = 12
     deadline_seconds: float = 7200.0  # of one workflow over all questions
@@ -30,8 +31,10 @@ class FindingsConfig:
     sft_lr: float = 6.0e-4  # of RL
 
 
-def complaint(c: EvaluationConfig) -> str:
-    """What cannot be, in one sentence; "" for nothing."""
+def complaint(c: EvaluationConfig, *, judge: bool) -> str:
+    """What cannot be, in one sentence; "" for nothing. `judge`: whether the run has one."""
+    if c.judge_all and not judge:
+        return "evaluation.judge_all needs a judge: set tools.judge.kind=chat and its url, model and key_env"
     if min(c.every_steps, c.questions, c.questions_during) < 0:
         return "evaluation.every_steps, questions and questions_during must be 0 (never; all) or more"
     if c.every_steps and not c.workflows_during:

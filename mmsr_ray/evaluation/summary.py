@@ -24,6 +24,7 @@ LOCATIONS = (
     "dir",
     "cache_dir",
     "cache",
+    "benchmarks_dir",
     "tape",
     "budget_usd",
     "trackers",
