@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 PLACEHOLDER = "{atlas}"  # in a provider's URL: the base URL of the web
 _NOT_THE_WORLD = (
     "dir",
+    "teacher",
     "latency_seconds",
     "latency_tail",
     "latency_max_seconds",
@@ -39,7 +40,7 @@ _NOT_THE_WORLD = (
     "rate_limit_rate",
     "garbage_rate",
     "hang_rate",
-)  # where it lies, how its web behaves
+)  # where it lies, how its web behaves, who teaches
 
 
 class AtlasError(RuntimeError):
@@ -67,18 +68,30 @@ def world_of(atlas: AtlasConfig) -> world.World:
 
 
 def prepare(config: Config) -> None:
-    """Write the policy folder and both parquet files where `config.model.path` and `config.data` say."""
+    """Write the policy folder and both parquet files where `config.model.path` and `config.data` say, inside `atlas.dir`.
+
+    What they name outside of it is somebody's own and stays as it is.
+    """
     stamp = Path(config.atlas.dir) / "atlas.json"
     version = _version(config)
     if stamp.is_file() and stamp.read_text() == version:
         return
     here = world_of(config.atlas)
     stamp.parent.mkdir(parents=True, exist_ok=True)
-    build_policy(config.model.path, config.atlas.seed)
-    write_fvqa(config.data.train, here.samples("train", config.atlas.train_questions))
-    write_fvqa(config.data.test, here.samples("test", config.atlas.test_questions))
+    if _inside(config.model.path, config.atlas.dir):
+        build_policy(config.model.path, config.atlas.seed)
+    for path, split, count in (
+        (config.data.train, "train", config.atlas.train_questions),
+        (config.data.test, "test", config.atlas.test_questions),
+    ):
+        if _inside(path, config.atlas.dir):
+            write_fvqa(path, here.samples(split, count))
     stamp.write_text(version)
     log.info("Atlas: %d entities, %d + %d questions", len(here.entities), config.atlas.train_questions, config.atlas.test_questions)
+
+
+def _inside(path: str, folder: str) -> bool:
+    return "://" not in path and Path(path).absolute().is_relative_to(Path(folder).absolute())
 
 
 def _version(config: Config) -> str:
