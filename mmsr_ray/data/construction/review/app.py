@@ -52,6 +52,7 @@ class Review:
         self._pages = Pages(stage.path.name)
         self._cookie = f"mmsr_review_{port}"  # cookies know no ports
         self._thread = ThreadPoolExecutor(1, "review")
+        self._picture_held: tuple[str, tuple[bytes, str] | None] = ("", None)
 
     def app(self) -> web.Application:
         app = web.Application(middlewares=[self._outer], client_max_size=MOST_BYTES)
@@ -146,10 +147,11 @@ class Review:
             "draft": store.draft(key, me),
             "previous": f"/item/{path[at - 1]}" if at else None,
             "next": f"/item/{path[at + 1]}" if at + 1 < len(path) else f"/next?after={key}",
+            "decided": store.decided(me),
             "last": _brief(store.last(me), store),
         }
         earlier = [d for d in store.current(key) if d.annotator != me] if look == 2 else []
-        return self._pages.item(self._stage.get(key), self._attempts, state, own, earlier)
+        return self._pages.item(self._stage.get(key), self._attempts, state, own, earlier, picture=self._shown(key) is not None)
 
     async def _overview(self, request: web.Request) -> web.StreamResponse:
         return self._html(self._pages.overview(request["annotator"], await self._on_disk(self._overview_now)))
@@ -170,7 +172,10 @@ class Review:
         return web.Response(body=content, content_type=kind, headers={"Cache-Control": "private, max-age=3600"})
 
     def _shown(self, key: str) -> tuple[bytes, str] | None:
-        return shown(self._stage.get(key).image, PICTURE_SIDE)
+        """As `shown`, once for the page and the picture of it."""
+        if self._picture_held[0] != key:
+            self._picture_held = (key, shown(self._stage.get(key).image, PICTURE_SIDE))
+        return self._picture_held[1]
 
     async def _static(self, request: web.Request) -> web.StreamResponse:
         kind = STATIC.get(request.match_info["name"])

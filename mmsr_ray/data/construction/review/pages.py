@@ -33,7 +33,14 @@ class Pages:
         self._environment = made
 
     def item(
-        self, candidate: Candidate, attempts: Attempts, state: dict[str, Any], own: Decision | None, earlier: Sequence[Decision]
+        self,
+        candidate: Candidate,
+        attempts: Attempts,
+        state: dict[str, Any],
+        own: Decision | None,
+        earlier: Sequence[Decision],
+        *,
+        picture: bool,
     ) -> str:
         text = candidate.page_text
         return self._render(
@@ -41,6 +48,7 @@ class Pages:
             me=state["annotator"],
             state=state,
             candidate=candidate,
+            picture=picture,
             page=marked(text[:PAGE_CHARS], candidate.answers),
             left_out=max(0, len(text) - PAGE_CHARS),
             counted=counted(candidate.attempts),

@@ -192,6 +192,10 @@ class Store:
         found = self._select("select * from current where annotator = ? order by at desc, rowid desc limit 1", (annotator,))
         return found[0] if found else None
 
+    def decided(self, annotator: str) -> int:
+        """Candidates about which they have a decision in force."""
+        return self._db.execute("select count(*) from current where annotator = ?", (annotator,)).fetchone()[0]
+
     def outcomes(self) -> Iterator[tuple[str, State, Decision | None, list[Decision]]]:
         """(key, state, deciding decision, current decisions) of every candidate, in order."""
         by_key: dict[str, list[Decision]] = {}
