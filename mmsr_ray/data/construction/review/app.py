@@ -30,6 +30,7 @@ from mmsr_ray.observability.pictures import shown
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
+ANNOTATOR, TOKEN = web.RequestKey("annotator", str), web.RequestKey("token", str)  # of who sends the request
 MOST_BYTES = 64 * 1024  # of a request
 DEADLINE_SECONDS = 20.0  # of whatever a request does with the disk
 PICTURE_SIDE = 1600  # pixels
@@ -97,7 +98,7 @@ class Review:
             return self._html(self._pages.stranger(), status=401)
         if request.method != "GET":
             access.refuse_foreign(request, token)
-        request["annotator"], request["token"] = name, token
+        request[ANNOTATOR], request[TOKEN] = name, token
         return await handler(request)
 
     async def _on_disk(self, work: Callable[..., T], *given: Any) -> T:
@@ -117,9 +118,9 @@ class Review:
         raise response
 
     async def _next(self, request: web.Request) -> web.StreamResponse:
-        key = await self._on_disk(self._store.next_item, request["annotator"], request.query.get("after"))
+        key = await self._on_disk(self._store.next_item, request[ANNOTATOR], request.query.get("after"))
         if key is None:
-            return self._html(await self._on_disk(self._done_page, request["annotator"]))
+            return self._html(await self._on_disk(self._done_page, request[ANNOTATOR]))
         raise web.HTTPSeeOther(f"/item/{key}")
 
     def _done_page(self, me: str) -> str:
@@ -129,7 +130,7 @@ class Review:
         key = request.match_info["key"]
         if key not in self._stage.contents:
             raise web.HTTPNotFound(text="there is no such candidate in this version of the stage")
-        return self._html(await self._on_disk(self._item_page, key, request["annotator"], request["token"]))
+        return self._html(await self._on_disk(self._item_page, key, request[ANNOTATOR], request[TOKEN]))
 
     def _item_page(self, key: str, me: str, token: str) -> str:
         store = self._store
@@ -154,7 +155,7 @@ class Review:
         return self._pages.item(self._stage.get(key), self._attempts, state, own, earlier, picture=self._shown(key) is not None)
 
     async def _overview(self, request: web.Request) -> web.StreamResponse:
-        return self._html(self._pages.overview(request["annotator"], await self._on_disk(self._overview_now)))
+        return self._html(self._pages.overview(request[ANNOTATOR], await self._on_disk(self._overview_now)))
 
     def _overview_now(self) -> Any:
         return overview(self._store.outcomes(), self._store.annotators(), self._store.reviewers)
@@ -189,7 +190,7 @@ class Review:
     async def _decide(self, request: web.Request) -> web.StreamResponse:
         sent = await _json(request)
         try:
-            decision, base = _decision(sent, request["annotator"])
+            decision, base = _decision(sent, request[ANNOTATOR])
         except (KeyError, ValueError, TypeError) as error:
             raise web.HTTPBadRequest(text=f"not a decision: {error!r}") from error
         stored = await self._on_disk(self._save, decision, base)
@@ -216,7 +217,7 @@ class Review:
             raise web.HTTPBadRequest(text=f"not a draft: {error!r}") from error
         if key not in self._stage.contents:
             raise web.HTTPNotFound(text="there is no such candidate in this version of the stage")
-        saved = await self._on_disk(self._store.save_draft, key, request["annotator"], content, edited, body)
+        saved = await self._on_disk(self._store.save_draft, key, request[ANNOTATOR], content, edited, body)
         return web.json_response({"saved": saved})
 
 
@@ -254,10 +255,10 @@ def _decision(sent: dict[str, Any], annotator: str) -> tuple[Decision, int]:
 
 
 def _text(value: Any) -> str:
-    """Text that a file in UTF-8 can hold."""
+    """Text that SQLite and a file in UTF-8 can hold."""
     if not isinstance(value, str):
         raise TypeError(f"{value!r} is no text")
-    return value.encode("utf-8", "replace").decode()
+    return value.replace("\x00", "").encode("utf-8", "replace").decode()
 
 
 def _brief(decision: Decision | None, store: Store) -> dict[str, Any] | None:
