@@ -131,7 +131,7 @@ class Store:
 
     def save(self, decision: Decision, base: int) -> Decision:
         """Add a decision by somebody who saw their own version `base` (0: none yet); returns it as stored. Saving it twice is saving
-        it once. The draft is done with, except after a withdrawal, which makes what was withdrawn a draft again. Raises Conflict."""
+        it once. An edit ends its draft, and undoing the edit makes it a draft again. Raises Conflict."""
         with self._transaction():
             known = self._select("select * from decisions where id = ?", (decision.id,))
             if known:
@@ -143,7 +143,7 @@ class Store:
             mine = (decision.key, decision.annotator)
             if decision.verdict is Verdict.WITHDRAWN:
                 self._draft_again(*mine, base)
-            else:
+            elif decision.verdict is Verdict.EDIT:
                 self._db.execute("delete from drafts where key = ? and annotator = ?", mine)
             queue.claim(self._db, *mine, self._clock())
             return stored

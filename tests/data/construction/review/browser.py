@@ -15,7 +15,7 @@ import aiohttp
 
 FOUND = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SECONDS = 30.0
-NAMED = {"Enter": (13, "\r"), "Escape": (27, ""), "ArrowRight": (39, ""), "ArrowLeft": (37, "")}
+NAMED = {"Enter": (13, "\r"), "Tab": (9, ""), "Escape": (27, ""), "ArrowRight": (39, ""), "ArrowLeft": (37, "")}
 
 
 class Browser:
@@ -31,7 +31,14 @@ class Browser:
         assert FOUND
         port_file = self._profile / "DevToolsActivePort"
         port_file.unlink(missing_ok=True)
-        flags = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--remote-debugging-port=0")
+        flags = (
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            "--no-first-run",
+            "--remote-debugging-port=0",
+        )
         self._process = await asyncio.create_subprocess_exec(
             FOUND, *flags, f"--user-data-dir={self._profile}", "about:blank",
             stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL, start_new_session=True,
@@ -51,6 +58,7 @@ class Browser:
         self._listener = asyncio.create_task(self._listen())
         for domain in ("Page", "Runtime", "Log"):
             await self.send(f"{domain}.enable")
+        await self.send("Emulation.setFocusEmulationEnabled", enabled=True)
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -125,7 +125,16 @@ async def test_hostile_text_stays_text_and_huge_pages_are_cut(site: Site) -> Non
 async def test_a_page_shows_all_that_a_verdict_needs(site: Site) -> None:
     ann = await site.enter("ann")
     text = await (await ann.get(f"/item/{ONE.key}")).text()
-    for wanted in (ONE.question, "<mark>Mira Oswin</mark>", ONE.page_url, "CC BY 4.0", "3 of 8 right", "text search", "Ada at work", "data:image/png"):
+    for wanted in (
+        ONE.question,
+        "<mark>Mira Oswin</mark>",
+        ONE.page_url,
+        "CC BY 4.0",
+        "3 of 8 right",
+        "text search",
+        "Ada at work",
+        "data:image/png",
+    ):
         assert wanted in text
     picture = await ann.get(f"/picture/{ONE.key}")
     assert (picture.content_type, await picture.read()) == ("image/png", ONE.image)
@@ -148,7 +157,12 @@ async def test_a_decision_is_saved_once_and_conflicts_are_told(site: Site) -> No
         answer = await ann.post("/decide", json=sent, headers=site.form("ann"))
         assert (answer.status, await answer.json()) == (200, {"version": 1, "next": f"/next?after={ONE.key}"})
     (stored,) = site.store.history()
-    assert (stored.annotator, stored.words.question, stored.words.answer, stored.words.aliases) == ("ann", "Who drew it?", "Oswin?", ("M. Oswin", "Oswin"))
+    assert (stored.annotator, stored.words.question, stored.words.answer, stored.words.aliases) == (
+        "ann",
+        "Who drew it?",
+        "Oswin?",
+        ("M. Oswin", "Oswin"),
+    )
     answer = await ann.post("/decide", json=site.decision(), headers=site.form("ann"))
     assert (answer.status, (await answer.json())["kind"]) == (409, "stale")
     answer = await ann.post("/decide", json=site.decision(content="other"), headers=site.form("ann"))
@@ -185,7 +199,9 @@ async def test_nonsense_is_a_bad_request(site: Site, body: bytes) -> None:
 
 async def test_a_dispute_shows_the_others_words_without_their_names(site: Site) -> None:
     ann, ben, zoe = [await site.enter(name) for name in ("ann", "ben", "zoe")]
-    await ann.post("/decide", json=site.decision(verdict="edit", question="Who drew it?", answer="Oswin", note="shorter"), headers=site.form("ann"))
+    await ann.post(
+        "/decide", json=site.decision(verdict="edit", question="Who drew it?", answer="Oswin", note="shorter"), headers=site.form("ann")
+    )
     await ben.post("/decide", json=site.decision(verdict="reject", reason=REASONS["2"]), headers=site.form("ben"))
     shown = await zoe.get("/next")
     text = await shown.text()

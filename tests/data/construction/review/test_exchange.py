@@ -81,7 +81,9 @@ def test_label_studio_gives_back_what_was_written(tmp_path: Path, stage: Stage, 
 
 def test_a_spreadsheet_runs_nothing(tmp_path: Path) -> None:
     one = CANDIDATES[0]
-    made = Decision("0" * 16, one.key, "ann", content_of(one), Verdict.ACCEPT, note='=HYPERLINK("x")', version=1, at="2026-01-01T00:00:00.000+00:00")
+    made = Decision(
+        "0" * 16, one.key, "ann", content_of(one), Verdict.ACCEPT, note='=HYPERLINK("x")', version=1, at="2026-01-01T00:00:00.000+00:00"
+    )
     exchange.write_csv(tmp_path / "x.csv", [made])
     assert "'=HYPERLINK" in (tmp_path / "x.csv").read_text()
     assert exchange.read_csv(tmp_path / "x.csv") == [made]
@@ -136,7 +138,13 @@ def test_annotations_made_in_label_studio_itself(tmp_path: Path) -> None:
     data = {"key": one.key, "content": content_of(one), "question": one.question, "answer": one.answer, "aliases": list(one.aliases)}
 
     def result(name: str, kind: str, value: list[str]) -> dict[str, object]:
-        return {"id": "x", "from_name": name, "to_name": "image", "type": kind, "value": {"choices" if kind == "choices" else "text": value}}
+        return {
+            "id": "x",
+            "from_name": name,
+            "to_name": "image",
+            "type": kind,
+            "value": {"choices" if kind == "choices" else "text": value},
+        }
 
     edit = {
         "id": 7, "completed_by": 3, "created_at": "2026-01-01T00:00:00.123456Z", "lead_time": 12.5, "was_cancelled": False,
@@ -157,7 +165,7 @@ def test_annotations_made_in_label_studio_itself(tmp_path: Path) -> None:
         ("{}", "no list of tasks"),
         ("nonsense", "cannot be read as JSON"),
         ('[{"id": 1}]', "task 1: it has no data"),
-        ('[3]', "task 1: it has no data"),
+        ("[3]", "task 1: it has no data"),
         ('[{"data": {"key": "a"}, "annotations": [{"result": [], "completed_by": 1}]}]', "task 1, annotation 1"),
         ('[{"data": {}, "annotations": ["x"]}]', "task 1, annotation 1"),
     ],

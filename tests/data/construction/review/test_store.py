@@ -130,7 +130,11 @@ def test_the_queue_gives_each_candidate_to_two_and_what_was_left_again(store: St
     assert store.next_item("ann") == "k0"  # not decided yet
     assert store.next_item("ann", after="k0") == "k1"
     store.save(decision("k1", "ann"), 0)
-    assert [store.next_item("ann", after="k1"), store.next_item("ann", after="k2"), store.next_item("ann", after="k3")] == ["k2", "k3", "k0"]
+    assert [store.next_item("ann", after="k1"), store.next_item("ann", after="k2"), store.next_item("ann", after="k3")] == [
+        "k2",
+        "k3",
+        "k0",
+    ]
     assert store.path_of("ann") == ["k0", "k1", "k2", "k3"]
     clock.now += CLAIM_SECONDS  # all went home, and nobody has decided k0
     assert store.next_item("cem", after="k1") == "k0"

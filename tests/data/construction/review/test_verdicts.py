@@ -84,7 +84,9 @@ VERDICTS = st.sampled_from([Verdict.ACCEPT, Verdict.REJECT])
 
 @given(st.lists(st.tuples(VERDICTS, VERDICTS, VERDICTS), max_size=30))
 def test_kappas_are_bounded_and_one_exactly_on_full_agreement(rows: list[tuple[Verdict, ...]]) -> None:
-    items = [[replace(ACCEPT, key=str(n), annotator=name, verdict=v) for name, v in zip("abc", row, strict=True)] for n, row in enumerate(rows)]
+    items = [
+        [replace(ACCEPT, key=str(n), annotator=name, verdict=v) for name, v in zip("abc", row, strict=True)] for n, row in enumerate(rows)
+    ]
     found = overview(((str(n), *settle(given_, 3), given_) for n, given_ in enumerate(items)), [], 3)
     same = all(len(set(row)) == 1 for row in rows)
     assert found.fleiss is None or (-0.5 - 1e-12 <= found.fleiss <= 1 and (found.fleiss == 1) == same)
