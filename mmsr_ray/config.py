@@ -152,7 +152,7 @@ class ToolsConfig:
 
 @dataclass
 class RolloutConfig:
-    num_runners: int = 1  # of the trial's placement group: training needs them
+    num_runners: int = 1  # of the trial's placement group: training needs them; 0: as many as fit (jobs/evaluate.py)
     max_runners: int = 0  # with elastic ones, which join and leave as nodes do; 0: num_runners, none of them
     cpus_per_runner: float = 1.0
     gpus_per_runner: float = 0.0
@@ -254,13 +254,14 @@ class Config:
 
 
 def load(path: str | Path | None = None, overrides: list[str] | None = None) -> Config:
-    """Typed config from defaults, a YAML file and dotted overrides. Raises ConfigError."""
+    """Typed config from defaults, a YAML file and dotted overrides. Raises ConfigError.
+
+    A file may name another one beside it, `base: other.yaml`, whose settings its own go over.
+    """
     try:
         merged = OmegaConf.structured(Config)
         if path is not None:
-            if not Path(path).is_file():
-                raise ConfigError(f"there is no config file {path}: name one under jobs/configs/")
-            merged = OmegaConf.merge(merged, OmegaConf.load(path))
+            merged = OmegaConf.merge(merged, *_files(Path(path)))
         for item in overrides or []:
             if "=" not in item:
                 raise ConfigError(f"override {item!r} is not of the form key=value")
@@ -270,6 +271,17 @@ def load(path: str | Path | None = None, overrides: list[str] | None = None) -> 
         raise ConfigError(_explain(error)) from error
     validate(config)
     return config
+
+
+def _files(path: Path, above: tuple[Path, ...] = ()) -> list[Any]:
+    """The contents of a file and of its bases, the lowest first."""
+    if not path.is_file():
+        raise ConfigError(f"there is no config file {path}: name one under jobs/configs/")
+    if path in above:
+        raise ConfigError(f"the config file {path} is its own base: take a line `base:` out of it")
+    content: Any = OmegaConf.load(path)
+    base = content.pop("base", None)
+    return [*(_files(path.parent / base, (*above, path)) if base else ()), content]
 
 
 def _with_value(override: str) -> str:
@@ -354,7 +366,11 @@ def validate(c: Config) -> None:
     _require(c.model.min_pixels <= c.model.max_pixels, "model.min_pixels exceeds model.max_pixels")
     said = learner_complaint(c.learner)
     _require(not said, said)
-    _require(c.rollout.num_runners >= 1, "rollout.num_runners must be at least 1")
+    _require(c.rollout.num_runners >= 0, "rollout.num_runners must be at least 1, or 0 in an evaluation (as many as fit)")
+    _require(
+        c.rollout.tensor_parallel == 1 or c.rollout.gpus_per_runner in (0, c.rollout.tensor_parallel),
+        f"rollout.tensor_parallel={c.rollout.tensor_parallel} splits an engine over as many GPUs: set rollout.gpus_per_runner to the same",
+    )
     _require(
         c.rollout.max_runners == 0 or c.rollout.max_runners >= c.rollout.num_runners,
         f"rollout.max_runners={c.rollout.max_runners} is below rollout.num_runners: raise it, or set 0 for no elastic runners",

@@ -67,18 +67,30 @@ def world_of(atlas: AtlasConfig) -> world.World:
 
 
 def prepare(config: Config) -> None:
-    """Write the policy folder and both parquet files where `config.model.path` and `config.data` say."""
+    """Write the policy folder and both parquet files where `config.model.path` and `config.data` say, inside `atlas.dir`.
+
+    What they name outside of it is somebody's own and stays as it is.
+    """
     stamp = Path(config.atlas.dir) / "atlas.json"
     version = _version(config)
     if stamp.is_file() and stamp.read_text() == version:
         return
     here = world_of(config.atlas)
     stamp.parent.mkdir(parents=True, exist_ok=True)
-    build_policy(config.model.path, config.atlas.seed)
-    write_fvqa(config.data.train, here.samples("train", config.atlas.train_questions))
-    write_fvqa(config.data.test, here.samples("test", config.atlas.test_questions))
+    if _inside(config.model.path, config.atlas.dir):
+        build_policy(config.model.path, config.atlas.seed)
+    for path, split, count in (
+        (config.data.train, "train", config.atlas.train_questions),
+        (config.data.test, "test", config.atlas.test_questions),
+    ):
+        if _inside(path, config.atlas.dir):
+            write_fvqa(path, here.samples(split, count))
     stamp.write_text(version)
     log.info("Atlas: %d entities, %d + %d questions", len(here.entities), config.atlas.train_questions, config.atlas.test_questions)
+
+
+def _inside(path: str, folder: str) -> bool:
+    return "://" not in path and Path(path).absolute().is_relative_to(Path(folder).absolute())
 
 
 def _version(config: Config) -> str:
