@@ -17,11 +17,13 @@ from jobs.room import NoRoom
 from jobs.run_folder import with_absolute_paths
 from mmsr_ray.agent.prompts import PromptError
 from mmsr_ray.agent.template import CodecError
+from mmsr_ray.algorithms.sft import SFTError
 from mmsr_ray.atlas.prepare import AtlasError
 from mmsr_ray.config import Config, ConfigError, load
 from mmsr_ray.data.schema import DataError
 from mmsr_ray.evaluation.answers import AnswersError
 from mmsr_ray.learner.durable import NotWritten
+from mmsr_ray.observability.report import FILE as REPORT
 from mmsr_ray.observability.trackers.port import TrackerError
 from mmsr_ray.tools.errors import BudgetSpent, ToolsError
 
@@ -38,6 +40,7 @@ USERS_TO_MEND = (
     NoEngine,
     NotWritten,
     AnswersError,
+    SFTError,
     TrackerError,
 )
 
@@ -59,5 +62,6 @@ def run_job(name: str, doc: str | None, job: Callable[[Config], Path]) -> int:
     except BudgetSpent as spent:
         logging.getLogger(name).error("%s", spent)
         return OUT_OF_MONEY
-    logging.getLogger(name).info("report: %s", folder / "report.html")
+    report = folder / REPORT
+    logging.getLogger(name).info("%s", report if report.is_file() else folder)
     return 0

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the jobs package, when this file is run as a script
 
@@ -36,16 +38,8 @@ def evaluate(config: Config) -> Path:
     """Returns the run folder, with answers, summary.json, trajectories, pages and report in it. Raises as `evaluate_model` does."""
     progress = Progress()
     folder = Path(config.run.dir, config.run.name)
-    label = config.evaluation.label or label_of(config.model.path)
-    with world(config) as here:
-        load_codec(here)
-        PromptSet.load(here.agent.prompts)
-        tools = start_tools(here)  # the actors live as long as this handle
-        asyncio.run(tools.check())
-        progress.stage("evaluation")
-        rows = evaluate_model(here, folder, label)
-        asyncio.run(tools.settle())
-        del tools
+    progress.stage("evaluation")
+    rows = evaluate_in(config, config.model.path, folder, config.evaluation.label or label_of(config.model.path))
     progress.stage("report")
     (folder / "config.yaml").write_text(to_yaml(config))
     write_summary(folder, config=config, seconds=progress.seconds, rows=rows)
@@ -54,6 +48,20 @@ def evaluate(config: Config) -> Path:
     write_table(rows)
     progress.finish()
     return folder
+
+
+def evaluate_in(config: Config, model: str, folder: Path, label: str) -> list[dict[str, Any]]:
+    """`evaluate_model` with another model than the config's, in the config's world and with its tools, which end with it."""
+    with world(config) as here:
+        here = replace(here, model=replace(here.model, path=model))
+        load_codec(here)
+        PromptSet.load(here.agent.prompts)
+        tools = start_tools(here)  # the actors live as long as this handle
+        asyncio.run(tools.check())
+        rows = evaluate_model(here, folder, label)
+        asyncio.run(tools.settle())
+        del tools
+    return rows
 
 
 def main() -> int:

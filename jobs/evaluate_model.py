@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 TELL_SECONDS = 10.0
 FETCH_SECONDS = 60.0  # a trajectory comes out of the object store within this time
 
-Lost = Counter[tuple[str, str]]  # (benchmark, workflow) -> questions without an answer
+Lost = dict[tuple[str, str], set[str]]  # (benchmark, workflow) -> uids of questions that ended without an answer
 
 
 def evaluate_model(config: Config, folder: Path, label: str) -> list[dict[str, Any]]:
@@ -55,7 +55,7 @@ def evaluate_model(config: Config, folder: Path, label: str) -> list[dict[str, A
         rows = []
         for benchmark in benchmarks:
             for workflow in config.evaluation.workflows:
-                rows.append(_row(config, answers, benchmark, workflow, label, lost[benchmark.name, workflow]))
+                rows.append(_row(config, answers, benchmark, workflow, label, lost.get((benchmark.name, workflow), set())))
                 file = folder / "trajectories" / f"{benchmark.name}-{workflow}.parquet"
                 write_rows(file, _trajectories(answers, benchmark, workflow))
     return rows
@@ -76,7 +76,7 @@ def _ask_what_is_open(config: Config, benchmarks: Sequence[Benchmark], answers: 
     first = next(stream, None)
     if first is None:
         logger.info("all %d answers are there already", before)
-        return Lost()
+        return {}
     with answering(config) as runners:
         logger.info("%d engines up, %d answers are there already", len(runners), before)
         ended = ask(
@@ -96,14 +96,17 @@ def _size(config: Config, benchmarks: Sequence[Benchmark]) -> int:
 
 def _keep(landings: Iterable[list[Ended]], answers: Answers, before: int, total: int) -> Lost:
     """Answers go to disk as they come."""
-    lost, count, told = Lost(), before, time.monotonic()
+    lost: Lost = defaultdict(set)
+    count, told = before, time.monotonic()
     for landed in landings:
         given = list(_answers(landed))
         answers.add(given)
-        whole = [answer for answer in given if answer.summary.outcome is not Outcome.INFRA_ERROR]
-        lost.update((ended.question.benchmark, ended.question.workflow) for ended in landed)
-        lost.subtract((answer.benchmark, answer.workflow) for answer in whole)
-        count += len(whole)
+        for ended in landed:
+            lost[ended.question.benchmark, ended.question.workflow].add(ended.question.sample.uid)
+        for answer in given:
+            if answer.summary.outcome is not Outcome.INFRA_ERROR:
+                lost[answer.benchmark, answer.workflow].discard(answer.summary.uid)
+                count += 1
         if time.monotonic() - told > TELL_SECONDS:
             told = time.monotonic()
             logger.info("%d of %d answers", count, total)
@@ -125,10 +128,15 @@ def _answers(landed: Iterable[Ended]) -> Iterator[Answer]:
         )
 
 
-def _row(config: Config, answers: Answers, benchmark: Benchmark, workflow: str, label: str, lost: int) -> dict[str, Any]:
-    """`lost` questions have no answer; those that infrastructure broke are among them."""
-    whole = [s for s in answers.summaries(benchmark.name, workflow).values() if s.outcome is not Outcome.INFRA_ERROR]
-    row = measure(whole, name=f"{label}, {workflow}", split=benchmark.name, search_limit=config.agent.search_limit, infra_errors=lost)
+def _row(config: Config, answers: Answers, benchmark: Benchmark, workflow: str, label: str, lost: set[str]) -> dict[str, Any]:
+    summaries = answers.summaries(benchmark.name, workflow)
+    row = measure(
+        list(summaries.values()),
+        name=f"{label}, {workflow}",
+        split=benchmark.name,
+        search_limit=config.agent.search_limit,
+        infra_errors=len(lost - summaries.keys()),
+    )
     return row | {"model": label, "benchmark": benchmark.name, "workflow": workflow}
 
 

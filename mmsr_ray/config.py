@@ -1,4 +1,5 @@
-"""Every setting of a run, typed. One YAML over these defaults, `key=value` overrides on top.
+"""Every setting of a run, typed. One YAML over these defaults, `key=value` overrides on top. A YAML that differs little from
+another names it (`base: atlas.yaml`, relative to its own folder) and holds the difference.
 
 Promise: a `Config` that `load` returned is complete and possible. Unknown keys, wrong types and impossible
 combinations raise `ConfigError` with one sentence that names the key and says what to do. Each room reads its own
@@ -14,7 +15,9 @@ from typing import Any, cast
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mmsr_ray.evaluation.settings import EvaluationConfig
+from mmsr_ray.algorithms.settings import SFTConfig
+from mmsr_ray.algorithms.settings import complaint as sft_complaint
+from mmsr_ray.evaluation.settings import EvaluationConfig, FindingsConfig
 from mmsr_ray.evaluation.settings import complaint as evaluation_complaint
 from mmsr_ray.learner.colocation import complaint as colocation_complaint
 from mmsr_ray.learner.objective import LossConfig
@@ -63,6 +66,8 @@ class DataConfig:
     max_image_bytes: int = 20_000_000
     max_image_pixels: int = 50_000_000
     max_question_chars: int = 8_000
+    benchmarks_dir: str = ""  # where evaluation looks for benchmarks, NAME/ or NAME.parquet, before it asks the hub
+    benchmark_sizes: str = "exact"  # a benchmark that has not its published number of questions: exact (refused) | warn
 
 
 @dataclass
@@ -203,18 +208,6 @@ class GRPOSettings:
 
 
 @dataclass
-class SFTConfig:
-    enabled: bool = False
-    demonstrations: str = ""  # parquet of transcripts, or "" when the job makes them
-    steps: int = 400
-    batch_size: int = 32
-    lr: float = 1e-5
-    warmup_ratio: float = 0.1
-    lr_schedule: str = "cosine"
-    cache_dir: str = "runs/cache"
-
-
-@dataclass
 class AtlasConfig:
     """The made-up world; used by jobs and tests only."""
 
@@ -227,7 +220,8 @@ class AtlasConfig:
     unknown_test: int = 96
     train_questions: int = 1200
     test_questions: int = 240
-    demonstrations: int = 5000
+    demonstrations: int = 5000  # of the warm start
+    teacher: str = "oracle"  # whom jobs/sft.py imitates: oracle | worldly (atlas/oracle.py)
     latency_seconds: float = 0.0
     latency_tail: float = 0.0  # spread of a log-normal whose median latency_seconds then is; 0: every request takes latency_seconds
     latency_max_seconds: float = 3.0  # no request takes longer, where there is a tail
@@ -250,18 +244,14 @@ class Config:
     grpo: GRPOSettings = field(default_factory=GRPOSettings)
     sft: SFTConfig = field(default_factory=SFTConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    findings: FindingsConfig = field(default_factory=FindingsConfig)
     atlas: AtlasConfig = field(default_factory=AtlasConfig)
 
 
 def load(path: str | Path | None = None, overrides: list[str] | None = None) -> Config:
-    """Typed config from defaults, a YAML file and dotted overrides. Raises ConfigError.
-
-    A file may name another one beside it, `base: other.yaml`, whose settings its own go over.
-    """
+    """Typed config from defaults, a YAML file and dotted overrides. Raises ConfigError."""
     try:
-        merged = OmegaConf.structured(Config)
-        if path is not None:
-            merged = OmegaConf.merge(merged, *_files(Path(path)))
+        merged = OmegaConf.merge(OmegaConf.structured(Config), *_files(path))
         for item in overrides or []:
             if "=" not in item:
                 raise ConfigError(f"override {item!r} is not of the form key=value")
@@ -273,15 +263,18 @@ def load(path: str | Path | None = None, overrides: list[str] | None = None) -> 
     return config
 
 
-def _files(path: Path, above: tuple[Path, ...] = ()) -> list[Any]:
-    """The contents of a file and of its bases, the lowest first."""
-    if not path.is_file():
+def _files(path: str | Path | None, above: tuple[Path, ...] = ()) -> list[Any]:
+    """The contents of a config file, those of its bases before it. Raises ConfigError."""
+    if path is None:
+        return []
+    file = Path(path).resolve()
+    if not file.is_file():
         raise ConfigError(f"there is no config file {path}: name one under jobs/configs/")
-    if path in above:
-        raise ConfigError(f"the config file {path} is its own base: take a line `base:` out of it")
-    content: Any = OmegaConf.load(path)
-    base = content.pop("base", None)
-    return [*(_files(path.parent / base, (*above, path)) if base else ()), content]
+    if file in above:
+        raise ConfigError(f"{path} is its own base, over {', '.join(other.name for other in above)}: take one `base` out")
+    content: Any = OmegaConf.load(file)
+    base = content.pop("base", None) if OmegaConf.is_dict(content) else None
+    return [*_files(file.parent / base if base else None, (*above, file)), content]
 
 
 def _with_value(override: str) -> str:
@@ -386,8 +379,14 @@ def validate(c: Config) -> None:
         c.grpo.lr_schedule in ("sigmoid", "constant", "cosine"),
         f"grpo.lr_schedule={c.grpo.lr_schedule!r}: choose sigmoid, constant or cosine",
     )
-    said = loss_complaint(c.grpo.loss) or evaluation_complaint(c.evaluation) or colocation_complaint(c.learner, c.rollout, c.grpo.staleness)
+    said = sft_complaint(c.sft, atlas=c.atlas.enabled)
     _require(not said, said)
+    _require(c.atlas.teacher in ("oracle", "worldly"), f"atlas.teacher={c.atlas.teacher!r}: choose oracle or worldly")
+    said = loss_complaint(c.grpo.loss) or colocation_complaint(c.learner, c.rollout, c.grpo.staleness)
+    _require(not said, said)
+    said = evaluation_complaint(c.evaluation, judge=c.tools.judge.kind != "none")
+    _require(not said, said)
+    _require(c.data.benchmark_sizes in ("exact", "warn"), f"data.benchmark_sizes={c.data.benchmark_sizes!r}: choose exact or warn")
     _require(0 < c.rollout.temperature <= 2, f"rollout.temperature={c.rollout.temperature}: choose a value above 0 and at most 2")
     _require(
         c.atlas.latency_tail == 0 or (c.atlas.latency_tail > 0 and c.atlas.latency_seconds > 0),

@@ -13,6 +13,7 @@ LOCATIONS = (
     "dir",
     "cache_dir",
     "cache",
+    "benchmarks_dir",
     "tape",
     "budget_usd",
     "trackers",

@@ -106,6 +106,7 @@ def load_pictures(rows: Sequence[IndexRow], config: DataConfig) -> Iterator[tupl
     context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=STORE_BYTES)
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)  # it reports every start of an executor
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that there are no progress bars
     with DataContext.current(context):
         blocks = [_block(rows[i : i + BLOCK_ROWS]) for i in range(0, len(rows), BLOCK_ROWS)]
         # from_blocks and not from_arrow, which starts tasks of a whole CPU each to look at the tables

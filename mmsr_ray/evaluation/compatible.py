@@ -13,6 +13,7 @@ FREE = (
     "run.namespace",
     "data.train",
     "data.test",  # the questions are compared by themselves
+    "data.benchmark_sizes",
     "data.image_workers",
     "data.prefetch_samples",
     "agent.deadline_seconds",
@@ -29,6 +30,7 @@ FREE = (
     "learner",
     "grpo",
     "sft",
+    "findings",
     "tools.actors",
     "tools.deadline_seconds",
     "tools.attempts",

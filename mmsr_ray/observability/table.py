@@ -22,7 +22,7 @@ def write_table(rows: Sequence[Mapping[str, Any]], stream: TextIO | None = None,
     table = Table(box=box.SIMPLE_HEAD)
     for name in ("model", "benchmark", "workflow"):
         table.add_column(name, overflow="fold")
-    for name in ("questions", "accuracy", "95 % interval", "searches / allowed", "searching", "precision", "recall", "lost"):
+    for name in ("questions", "accuracy", "95 %\ninterval", "searches\n/ allowed", "searching", "precision", "recall", "lost"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
