@@ -29,6 +29,7 @@ from mmsr_ray.tools.providers import services
 from mmsr_ray.types import Group
 
 log = logging.getLogger(__name__)
+UNBALANCED = "train_unbalanced.parquet"  # beside the other sets: training questions as they were collected
 PLACEHOLDER = "{atlas}"  # in a provider's URL: the base URL of the web
 _NOT_THE_WORLD = (
     "dir",
@@ -68,30 +69,31 @@ def world_of(atlas: AtlasConfig) -> world.World:
 
 
 def prepare(config: Config) -> None:
-    """Write the policy folder and both parquet files where `config.model.path` and `config.data` say, inside `atlas.dir`.
+    """Write the policy folder, both parquet files where `config.model.path` and `config.data` say, and UNBALANCED in atlas.dir.
 
-    What they name outside of it is somebody's own and stays as it is.
+    What lies outside of atlas.dir is somebody's own and stays as it is.
     """
     stamp = Path(config.atlas.dir) / "atlas.json"
     version = _version(config)
-    if stamp.is_file() and stamp.read_text() == version:
-        return
+    fresh = not (stamp.is_file() and stamp.read_text() == version)
     here = world_of(config.atlas)
+    sets = {
+        Path(config.data.train): lambda: here.samples("train", config.atlas.train_questions),
+        Path(config.data.test): lambda: here.samples("test", config.atlas.test_questions),
+        stamp.with_name(UNBALANCED): lambda: here.collected_samples("train", config.atlas.train_questions),  # last: data.train may name it
+    }
     stamp.parent.mkdir(parents=True, exist_ok=True)
-    if _inside(config.model.path, config.atlas.dir):
+    if fresh and (_inside(config.model.path, config.atlas.dir) or not Path(config.model.path).exists()):
         build_policy(config.model.path, config.atlas.seed)
-    for path, split, count in (
-        (config.data.train, "train", config.atlas.train_questions),
-        (config.data.test, "test", config.atlas.test_questions),
-    ):
-        if _inside(path, config.atlas.dir):
-            write_fvqa(path, here.samples(split, count))
+    for file, samples in sets.items():
+        if not file.is_file() or (fresh and _inside(file, config.atlas.dir)):
+            write_fvqa(file, samples())
     stamp.write_text(version)
     log.info("Atlas: %d entities, %d + %d questions", len(here.entities), config.atlas.train_questions, config.atlas.test_questions)
 
 
-def _inside(path: str, folder: str) -> bool:
-    return "://" not in path and Path(path).absolute().is_relative_to(Path(folder).absolute())
+def _inside(path: str | Path, folder: str) -> bool:
+    return Path(path).absolute().is_relative_to(Path(folder).absolute())
 
 
 def _version(config: Config) -> str:
