@@ -85,8 +85,14 @@ def test_what_can_be_asked_for_stands_at_each_episode(run: Path) -> None:
     for name in ("episodes.html", "step_000002.html"):
         attributes = found[name].attributes
         assert {value for key, value in attributes if key == "data-searched"} >= {"image text"}
-        assert {"data-uid", "data-step", "data-outcome", "data-correct", "data-searched", "data-need"} <= {key for key, _ in attributes}
-        assert [key for key, value in attributes if key == "name" and value in ("correct", "searched", "need", "outcome", "uid")]
+        assert {"data-uid", "data-step", "data-outcome", "data-correct", "data-searched", "data-need", "data-behaviour", "data-error"} <= {
+            key for key, _ in attributes
+        }
+        assert [
+            key
+            for key, value in attributes
+            if key == "name" and value in ("correct", "behaviour", "error", "searched", "need", "outcome", "uid")
+        ]
     assert sum(key == "data-uid" for key, _ in found["episodes.html"].attributes) == 49
 
 
