@@ -1,4 +1,5 @@
-"""Every setting of a run, typed. One YAML over these defaults, `key=value` overrides on top.
+"""Every setting of a run, typed. One YAML over these defaults, `key=value` overrides on top. A YAML that differs little from
+another names it (`base: atlas.yaml`, relative to its own folder) and holds the difference.
 
 Promise: a `Config` that `load` returned is complete and possible. Unknown keys, wrong types and impossible
 combinations raise `ConfigError` with one sentence that names the key and says what to do. Each room reads its own
@@ -14,7 +15,7 @@ from typing import Any, cast
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mmsr_ray.evaluation.settings import EvaluationConfig
+from mmsr_ray.evaluation.settings import EvaluationConfig, FindingsConfig
 from mmsr_ray.evaluation.settings import complaint as evaluation_complaint
 from mmsr_ray.learner.colocation import complaint as colocation_complaint
 from mmsr_ray.learner.objective import LossConfig
@@ -63,6 +64,8 @@ class DataConfig:
     max_image_bytes: int = 20_000_000
     max_image_pixels: int = 50_000_000
     max_question_chars: int = 8_000
+    benchmarks_dir: str = ""  # where evaluation looks for benchmarks, NAME/ or NAME.parquet, before it asks the hub
+    benchmark_sizes: str = "exact"  # a benchmark that has not its published number of questions: exact (refused) | warn
 
 
 @dataclass
@@ -250,17 +253,14 @@ class Config:
     grpo: GRPOSettings = field(default_factory=GRPOSettings)
     sft: SFTConfig = field(default_factory=SFTConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    findings: FindingsConfig = field(default_factory=FindingsConfig)
     atlas: AtlasConfig = field(default_factory=AtlasConfig)
 
 
 def load(path: str | Path | None = None, overrides: list[str] | None = None) -> Config:
     """Typed config from defaults, a YAML file and dotted overrides. Raises ConfigError."""
     try:
-        merged = OmegaConf.structured(Config)
-        if path is not None:
-            if not Path(path).is_file():
-                raise ConfigError(f"there is no config file {path}: name one under jobs/configs/")
-            merged = OmegaConf.merge(merged, OmegaConf.load(path))
+        merged = OmegaConf.merge(OmegaConf.structured(Config), *_files(path))
         for item in overrides or []:
             if "=" not in item:
                 raise ConfigError(f"override {item!r} is not of the form key=value")
@@ -270,6 +270,20 @@ def load(path: str | Path | None = None, overrides: list[str] | None = None) -> 
         raise ConfigError(_explain(error)) from error
     validate(config)
     return config
+
+
+def _files(path: str | Path | None, above: tuple[Path, ...] = ()) -> list[Any]:
+    """The contents of a config file, those of its bases before it. Raises ConfigError."""
+    if path is None:
+        return []
+    file = Path(path).resolve()
+    if not file.is_file():
+        raise ConfigError(f"there is no config file {path}: name one under jobs/configs/")
+    if file in above:
+        raise ConfigError(f"{path} is its own base, over {', '.join(other.name for other in above)}: take one `base` out")
+    content: Any = OmegaConf.load(file)
+    base = content.pop("base", None) if OmegaConf.is_dict(content) else None
+    return [*_files(file.parent / base if base else None, (*above, file)), content]
 
 
 def _with_value(override: str) -> str:
@@ -370,8 +384,11 @@ def validate(c: Config) -> None:
         c.grpo.lr_schedule in ("sigmoid", "constant", "cosine"),
         f"grpo.lr_schedule={c.grpo.lr_schedule!r}: choose sigmoid, constant or cosine",
     )
-    said = loss_complaint(c.grpo.loss) or evaluation_complaint(c.evaluation) or colocation_complaint(c.learner, c.rollout, c.grpo.staleness)
+    said = loss_complaint(c.grpo.loss) or colocation_complaint(c.learner, c.rollout, c.grpo.staleness)
     _require(not said, said)
+    said = evaluation_complaint(c.evaluation, judge=c.tools.judge.kind != "none")
+    _require(not said, said)
+    _require(c.data.benchmark_sizes in ("exact", "warn"), f"data.benchmark_sizes={c.data.benchmark_sizes!r}: choose exact or warn")
     _require(0 < c.rollout.temperature <= 2, f"rollout.temperature={c.rollout.temperature}: choose a value above 0 and at most 2")
     _require(
         c.atlas.latency_tail == 0 or (c.atlas.latency_tail > 0 and c.atlas.latency_seconds > 0),

@@ -290,6 +290,14 @@ class TrajectorySummary:
     source: str = ""
     out_of_money: bool = False  # ended by ToolFailure.BUDGET
     patches: int = 0  # of all pictures, as the vision tower takes them
+    category: str | None = None
+    em: bool = False  # exact match, whoever decides `correct`
+    subem: bool = False
+    judged: bool | None = None  # the judge's verdict; None where none was given
+    image_failures: int = 0  # calls without an answer of the service
+    text_failures: int = 0
+    image_no_results: int = 0  # calls to which the service answered that it found nothing
+    text_no_results: int = 0
 
 
 @dataclass(frozen=True, slots=True)

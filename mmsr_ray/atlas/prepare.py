@@ -29,6 +29,7 @@ from mmsr_ray.tools.providers import services
 from mmsr_ray.types import Group
 
 log = logging.getLogger(__name__)
+UNBALANCED = "train_unbalanced.parquet"  # beside the other sets: training questions as they were collected
 PLACEHOLDER = "{atlas}"  # in a provider's URL: the base URL of the web
 _NOT_THE_WORLD = (
     "dir",
@@ -67,16 +68,22 @@ def world_of(atlas: AtlasConfig) -> world.World:
 
 
 def prepare(config: Config) -> None:
-    """Write the policy folder and both parquet files where `config.model.path` and `config.data` say."""
+    """Write the policy folder, both parquet files where `config.model.path` and `config.data` say, and UNBALANCED in atlas.dir."""
     stamp = Path(config.atlas.dir) / "atlas.json"
     version = _version(config)
-    if stamp.is_file() and stamp.read_text() == version:
-        return
+    fresh = not (stamp.is_file() and stamp.read_text() == version)
     here = world_of(config.atlas)
+    sets = {
+        Path(config.data.train): lambda: here.samples("train", config.atlas.train_questions),
+        Path(config.data.test): lambda: here.samples("test", config.atlas.test_questions),
+        stamp.with_name(UNBALANCED): lambda: here.collected_samples("train", config.atlas.train_questions),  # last: data.train may name it
+    }
     stamp.parent.mkdir(parents=True, exist_ok=True)
-    build_policy(config.model.path, config.atlas.seed)
-    write_fvqa(config.data.train, here.samples("train", config.atlas.train_questions))
-    write_fvqa(config.data.test, here.samples("test", config.atlas.test_questions))
+    if fresh:
+        build_policy(config.model.path, config.atlas.seed)
+    for file, samples in sets.items():
+        if fresh or not file.is_file():
+            write_fvqa(file, samples())
     stamp.write_text(version)
     log.info("Atlas: %d entities, %d + %d questions", len(here.entities), config.atlas.train_questions, config.atlas.test_questions)
 

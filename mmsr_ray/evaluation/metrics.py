@@ -18,6 +18,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from mmsr_ray.evaluation.expenses import per_question, ratio, tool_use
+from mmsr_ray.evaluation.kappa import agreement
 from mmsr_ray.types import Need, Outcome, TrajectorySummary
 
 NEEDED = {
@@ -36,7 +38,10 @@ def measure(summaries: Sequence[TrajectorySummary], *, name: str, split: str, se
 
     `search_limit` is the number of searches allowed per question (2 in the paper); `infra_errors` counts questions that
     left no summary at all. Ratios lie in [0, 1] or are None where undefined. Keys beyond the design's: `infra_errors`,
-    `accuracy_low` and `accuracy_high` (95 % Wilson interval), `reward`, `well_formed`, `tool_failures`, `behaviour` (Fig. 4b) and `by_need`.
+    `accuracy_low` and `accuracy_high` (95 % Wilson interval), `reward`, `well_formed`, `tool_failures` (calls of scored questions
+    without a hit: nothing found), `behaviour` (Fig. 4b) and `by_need`; `exact_match` and `sub_match` (shares of questions, whoever
+    decides `accuracy`); `judge` (`judge_report`, {} where nothing was judged); `tools` and `per_question` (`expenses`); `by_source` and
+    `by_category` (`_of_kind` of each, {} unless there are several).
     """
     if search_limit < 1:
         raise ValueError("search_limit must be at least 1: it is the denominator of the search ratio")
@@ -48,7 +53,7 @@ def measure(summaries: Sequence[TrajectorySummary], *, name: str, split: str, se
         "name": name,
         "split": split,
         "questions": len(scored),
-        "accuracy": _ratio(correct, len(scored)),
+        "accuracy": ratio(correct, len(scored)),
         "search_ratio_calls": search_ratio_calls(scored, search_limit),
         "search_ratio_responses": search_ratio_responses(scored),
         "searches_per_question": searches_per_question(scored),
@@ -58,11 +63,18 @@ def measure(summaries: Sequence[TrajectorySummary], *, name: str, split: str, se
         "accuracy_low": low,
         "accuracy_high": high,
         "infra_errors": infra_errors + len(summaries) - len(scored),
-        "reward": _ratio(sum(s.reward for s in scored), len(scored)),
-        "well_formed": _ratio(sum(s.well_formed for s in scored), len(scored)),
+        "reward": ratio(sum(s.reward for s in scored), len(scored)),
+        "well_formed": ratio(sum(s.well_formed for s in scored), len(scored)),
         "tool_failures": sum(s.tool_failures for s in scored),
         "behaviour": behaviour(scored),
         "by_need": {need.value: _of_need(scored, need) for need in Need if any(s.need is need for s in scored)},
+        "exact_match": ratio(sum(s.em for s in scored), len(scored)),
+        "sub_match": ratio(sum(s.subem for s in scored), len(scored)),
+        "judge": judge_report(scored),
+        "tools": tool_use(scored, summaries, search_limit),
+        "per_question": per_question(scored, summaries),
+        "by_source": _by_kind(scored, [s.source for s in scored], search_limit),
+        "by_category": _by_kind(scored, [s.category or "" for s in scored], search_limit),
     }
 
 
@@ -73,16 +85,16 @@ def calls(summary: TrajectorySummary) -> int:
 
 def search_ratio_calls(summaries: Sequence[TrajectorySummary], search_limit: int) -> float | None:
     """Executed calls over allowed calls: the SR of the paper's Table 1."""
-    return _ratio(sum(calls(s) for s in summaries), len(summaries) * search_limit)
+    return ratio(sum(calls(s) for s in summaries), len(summaries) * search_limit)
 
 
 def search_ratio_responses(summaries: Sequence[TrajectorySummary]) -> float | None:
     """Share of responses that search at least once: the SR of the paper's text."""
-    return _ratio(sum(calls(s) > 0 for s in summaries), len(summaries))
+    return ratio(sum(calls(s) > 0 for s in summaries), len(summaries))
 
 
 def searches_per_question(summaries: Sequence[TrajectorySummary]) -> float | None:
-    return _ratio(sum(calls(s) for s in summaries), len(summaries))
+    return ratio(sum(calls(s) for s in summaries), len(summaries))
 
 
 def search_quality(summaries: Sequence[TrajectorySummary]) -> tuple[float | None, float | None]:
@@ -95,13 +107,13 @@ def search_quality(summaries: Sequence[TrajectorySummary]) -> tuple[float | None
         hits += min(s.image_searches, image) + min(s.text_searches, text)
         made += calls(s)
         needed += image + text
-    return _ratio(hits, made), _ratio(hits, needed)
+    return ratio(hits, made), ratio(hits, needed)
 
 
 def needed_search_ratio(summaries: Sequence[TrajectorySummary], search_limit: int) -> float | None:
     """Needed calls over allowed calls, where the need is known: `search_ratio_calls` of a policy that searches exactly as needed."""
     known = [s.need for s in summaries if s.need is not None]
-    return _ratio(sum(need.searches for need in known), len(known) * search_limit)
+    return ratio(sum(need.searches for need in known), len(known) * search_limit)
 
 
 def behaviour(summaries: Sequence[TrajectorySummary]) -> dict[str, float | None]:
@@ -113,7 +125,24 @@ def behaviour(summaries: Sequence[TrajectorySummary]) -> dict[str, float | None]
         for right in (True, False)
         for searched in (True, False)
     }
-    return {name: _ratio(count, len(summaries)) for name, count in classes.items()}
+    return {name: ratio(count, len(summaries)) for name, count in classes.items()}
+
+
+def judge_report(summaries: Sequence[TrajectorySummary]) -> dict[str, Any]:
+    """`judged`: answers with a verdict; `yes`: share of them that the judge accepts; `em` and `subem`: agreement of the judge, as
+    first rater, with exact match and SubEM on them (`kappa.agreement`). {} where there is no verdict.
+
+    Without `evaluation.judge_all` the judge sees only what the rule rejects, and these numbers are about such answers alone.
+    """
+    verdicts = [(s.judged, s.em, s.subem) for s in summaries if s.judged is not None]
+    if not verdicts:
+        return {}
+    return {
+        "judged": len(verdicts),
+        "yes": ratio(sum(yes for yes, _, _ in verdicts), len(verdicts)),
+        "em": agreement((yes, em) for yes, em, _ in verdicts),
+        "subem": agreement((yes, subem) for yes, _, subem in verdicts),
+    }
 
 
 def wilson(successes: int, trials: int) -> tuple[float | None, float | None]:
@@ -131,16 +160,35 @@ def _of_need(summaries: Sequence[TrajectorySummary], need: Need) -> dict[str, fl
     precision, recall = search_quality(of)
     return {
         "questions": len(of),
-        "accuracy": _ratio(sum(s.correct for s in of), len(of)),
+        "accuracy": ratio(sum(s.correct for s in of), len(of)),
         "search_ratio_responses": search_ratio_responses(of),
         "searches_per_question": searches_per_question(of),
-        "image_searches_per_question": _ratio(sum(s.image_searches for s in of), len(of)),
-        "text_searches_per_question": _ratio(sum(s.text_searches for s in of), len(of)),
+        "image_searches_per_question": ratio(sum(s.image_searches for s in of), len(of)),
+        "text_searches_per_question": ratio(sum(s.text_searches for s in of), len(of)),
         "searches_needed": need.searches,
         "search_precision": precision,
         "search_recall": recall,
     }
 
 
-def _ratio(part: float, whole: int) -> float | None:
-    return part / whole if whole else None
+def _by_kind(summaries: Sequence[TrajectorySummary], kinds: Sequence[str], search_limit: int) -> dict[str, dict[str, Any]]:
+    """`_of_kind` of the questions of each kind, by name; "" is those that name none. {} unless there are several kinds."""
+    names = sorted(set(kinds))
+    if len(names) < 2:
+        return {}
+    of = {name: [s for s, kind in zip(summaries, kinds, strict=True) if kind == name] for name in names}
+    return {name: _of_kind(of[name], search_limit) for name in names}
+
+
+def _of_kind(of: Sequence[TrajectorySummary], search_limit: int) -> dict[str, Any]:
+    correct = sum(s.correct for s in of)
+    low, high = wilson(correct, len(of))
+    return {
+        "questions": len(of),
+        "accuracy": ratio(correct, len(of)),
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "search_ratio_calls": search_ratio_calls(of, search_limit),
+        "search_ratio_responses": search_ratio_responses(of),
+        "behaviour": behaviour(of),
+    }

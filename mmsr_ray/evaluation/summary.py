@@ -24,6 +24,7 @@ LOCATIONS = (
     "dir",
     "cache_dir",
     "cache",
+    "benchmarks_dir",
     "tape",
     "budget_usd",
     "trackers",
@@ -44,12 +45,21 @@ def machine() -> dict[str, Any]:
 
 
 def config_hash(config: Config) -> str:
-    """12 hex digits that change whenever a setting does that may change the results; where they lie does not count."""
-    values = to_dict(config)
+    """12 hex digits that change whenever a setting does that may change the results; where they lie does not count.
+
+    Nor does a setting that has its default: one that a later release adds leaves the folders of earlier runs as they are.
+    """
+    values = _other_than(to_dict(config), to_dict(Config()))
     for section in values.values():
         for key in LOCATIONS:
             section.pop(key, None)
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def _other_than(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that differ, by section; sections where none does are left out."""
+    found = {name: {key: value for key, value in section.items() if value != defaults[name][key]} for name, section in values.items()}
+    return {name: section for name, section in found.items() if section}
 
 
 def write_summary(

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mmsr_ray.rewards.score import judge_says, rules_say
 from mmsr_ray.types import (
     Action,
     Answer,
@@ -82,6 +83,9 @@ SCHEMA = pa.schema(
         ("generate_seconds", pa.float64()),
         ("tool_seconds", pa.float64()),
         ("cost_usd", pa.float64()),  # searches and verdict
+        ("em", pa.bool_()),  # exact match and SubEM of the answer, whoever decides `correct`
+        ("subem", pa.bool_()),
+        ("judged", pa.bool_()),  # the judge's yes or no; null where it gave none
     ]
 )
 
@@ -146,6 +150,9 @@ class StoredTrajectory:
     generate_seconds: float = 0.0
     tool_seconds: float = 0.0
     cost_usd: float = 0.0
+    em: bool | None = None  # None in files of before
+    subem: bool | None = None
+    judged: bool | None = None
 
 
 def write_trajectories(path: str | Path, pairs: Iterable[tuple[Sample, Trajectory]], *, split: str, step: int | None = None) -> int:
@@ -194,6 +201,7 @@ def _row(sample: Sample, trajectory: Trajectory, split: str, step: int | None) -
     reward, verdict = trajectory.reward, trajectory.verdict
     versions = trajectory.tokens.versions[trajectory.tokens.loss_mask]
     oldest, newest = _span(versions)
+    em, subem = rules_say(trajectory, sample)
     return {
         "uid": trajectory.uid,
         "index": trajectory.index,
@@ -221,6 +229,9 @@ def _row(sample: Sample, trajectory: Trajectory, split: str, step: int | None) -
         "generate_seconds": trajectory.generate_seconds,
         "tool_seconds": trajectory.tool_seconds,
         "cost_usd": sum(result.cost_usd for result in trajectory.paid_calls),
+        "em": em,
+        "subem": subem,
+        "judged": judge_says(trajectory),
     }
 
 

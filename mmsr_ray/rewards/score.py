@@ -11,9 +11,10 @@ that is down is one: asking for such a reward is a bug and raises.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from mmsr_ray.agent.grammar import counted_searches, format_ok
-from mmsr_ray.config import RewardConfig
+from mmsr_ray.config import Config, RewardConfig
 from mmsr_ray.rewards.judge import YES, Case
 from mmsr_ray.rewards.match import exact_match, sub_match
 from mmsr_ray.types import Outcome, Reward, Sample, Trajectory
@@ -31,7 +32,7 @@ def score(trajectory: Trajectory, sample: Sample, config: RewardConfig, allowed_
             f"trajectory {trajectory.uid}/{trajectory.index} is an infrastructure error ({trajectory.detail}): it has no reward"
         )
     answered = _answered(trajectory)
-    correct = answered and (_rule_accepts(trajectory, sample, config) or _judge_accepts(trajectory))
+    correct = answered and (_rule_accepts(trajectory, sample, config) or judge_says(trajectory) is True)
     if trajectory.workflow == "on_demand":
         texts = [turn.text for turn in trajectory.turns]
         well_formed = answered and format_ok(texts, allowed_paths)
@@ -52,6 +53,24 @@ def case_for_judge(trajectory: Trajectory, sample: Sample, config: RewardConfig)
     return Case(sample.question, sample.answers, trajectory.answer or "", sample.image if config.judge_sees_picture else b"")
 
 
+def reward_in_evaluation(config: Config) -> RewardConfig:
+    """What decides whether an evaluated answer is right: as in training or, with `evaluation.judge_all`, the judge alone (spec §6.3)."""
+    return replace(config.reward, match="none") if config.evaluation.judge_all else config.reward
+
+
+def rules_say(trajectory: Trajectory, sample: Sample) -> tuple[bool, bool]:
+    """(exact match, SubEM) of the answer, whoever decides; both False where nothing was answered in the form asked for."""
+    if not _answered(trajectory):
+        return False, False
+    answer = trajectory.answer or ""
+    return exact_match(answer, sample.answers), sub_match(answer, sample.answers)
+
+
+def judge_says(trajectory: Trajectory) -> bool | None:
+    """The judge's verdict; None where nobody asked it or it gave none."""
+    return trajectory.verdict.hits[0].title == YES if trajectory.verdict is not None and trajectory.verdict.ok else None
+
+
 def overlong(tokens: int, limit: int, buffer: int) -> float:
     """DAPO's soft punishment (arXiv 2503.14476, equation 13), in [-1, 0]; 0 without a limit."""
     if limit == 0 or tokens <= limit - buffer:
@@ -67,10 +86,6 @@ def _rule_accepts(trajectory: Trajectory, sample: Sample, config: RewardConfig) 
     if config.match == "none":
         return False
     return {"em": exact_match, "subem": sub_match}[config.match](trajectory.answer or "", sample.answers)
-
-
-def _judge_accepts(trajectory: Trajectory) -> bool:
-    return trajectory.verdict is not None and trajectory.verdict.hits[0].title == YES
 
 
 def _penalty(searches: int, config: RewardConfig, step: int) -> float:

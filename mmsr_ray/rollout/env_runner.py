@@ -28,9 +28,9 @@ from ray.rllib.env.env_runner import EnvRunner
 from mmsr_ray.agent.episode import InputError, Tools, run_episode
 from mmsr_ray.agent.prompts import PromptSet
 from mmsr_ray.agent.seeds import seed_of
-from mmsr_ray.config import Config, from_dict
+from mmsr_ray.config import Config, RewardConfig, from_dict
 from mmsr_ray.rewards.judge import Judge
-from mmsr_ray.rewards.score import case_for_judge, score
+from mmsr_ray.rewards.score import case_for_judge, reward_in_evaluation, score
 from mmsr_ray.rollout.activity import ActivityClock, Reading, State, TimedGenerate, TimedTools
 from mmsr_ray.rollout.engine import EngineDead, VLLMEngine
 from mmsr_ray.rollout.summary import summarise
@@ -172,7 +172,10 @@ class SearchEnvRunner(EnvRunner):
         await self.ready()
         began = time.monotonic()
         sample = await _fetch(ticket)
-        tasks = [asyncio.create_task(self._trajectory(sample, i, "on_demand", self._sampling(ticket, i), step)) for i in range(n)]
+        tasks = [
+            asyncio.create_task(self._trajectory(sample, i, "on_demand", self._sampling(ticket, i), self._settings.reward, step))
+            for i in range(n)
+        ]
         ended = await self._before_deadline(tasks, ticket.uid)
         survivors = [t for t in ended if t.outcome is not Outcome.INFRA_ERROR]
         summaries = tuple(summarise(t, sample) for t in survivors)
@@ -213,7 +216,9 @@ class SearchEnvRunner(EnvRunner):
                 trajectories.append(task.result())
         return trajectories
 
-    async def _trajectory(self, sample: Sample, index: int, workflow: str, sampling: Sampling, step: int) -> Trajectory:
+    async def _trajectory(
+        self, sample: Sample, index: int, workflow: str, sampling: Sampling, reward: RewardConfig, step: int
+    ) -> Trajectory:
         """One rollout, scored, run anew while infrastructure breaks it. After the last attempt, or out of money, it is returned unscored."""
         config = self._settings
         for attempt in range(config.rollout.infra_retries + 1):
@@ -223,17 +228,16 @@ class SearchEnvRunner(EnvRunner):
             trajectory = await self._episode(sample, index, workflow, sampling)
             _raise_if_not_on_tape(trajectory)
             if trajectory.outcome is not Outcome.INFRA_ERROR:
-                return await self._scored(trajectory, sample, step)
+                return await self._scored(trajectory, sample, reward, step)
             if trajectory.out_of_money:
                 return trajectory
             await self._exit_if_dead()
             logger.info("rollout %d of %s: %s", index, sample.uid, trajectory.detail)
         return trajectory
 
-    async def _scored(self, trajectory: Trajectory, sample: Sample, step: int) -> Trajectory:
+    async def _scored(self, trajectory: Trajectory, sample: Sample, reward: RewardConfig, step: int) -> Trajectory:
         """With its reward. Where a judge is needed and none answers, within the retries of the tools, it is an infrastructure error."""
-        config = self._settings
-        case = case_for_judge(trajectory, sample, config.reward) if self._judge is not None else None
+        case = case_for_judge(trajectory, sample, reward) if self._judge is not None else None
         if self._judge is not None and case is not None:
             with self._activity.during(State.TOOLS):
                 verdict = await self._judge.judge(case)
@@ -243,7 +247,7 @@ class SearchEnvRunner(EnvRunner):
                 self._counts["unjudged"] += 1
                 logger.info("rollout %d of %s has no verdict: %s", trajectory.index, sample.uid, verdict.detail)
                 return replace(trajectory, outcome=Outcome.INFRA_ERROR, detail=f"no verdict of the judge: {verdict.detail}")
-        return replace(trajectory, reward=score(trajectory, sample, config.reward, config.agent.allowed_paths, step))
+        return replace(trajectory, reward=score(trajectory, sample, reward, self._settings.agent.allowed_paths, step))
 
     async def _episode(self, sample: Sample, index: int, workflow: str, sampling: Sampling) -> Trajectory:
         assert self._tools is not None
@@ -271,7 +275,7 @@ class SearchEnvRunner(EnvRunner):
         """One greedy, scored episode. INFRA_ERROR is returned as such after the retries. Raises InputError."""
         await self.ready()
         sampling = Sampling(temperature=0.0, max_tokens=self._settings.agent.max_turn_tokens)
-        trajectory = await self._trajectory(sample, 0, workflow, sampling, AFTER_WARMUP)
+        trajectory = await self._trajectory(sample, 0, workflow, sampling, reward_in_evaluation(self._settings), AFTER_WARMUP)
         self._counts["evaluated"] += 1
         return summarise(trajectory, sample), trajectory
 

@@ -1,8 +1,9 @@
-"""What the driver is told of a trajectory: numbers only. Pure."""
+"""What the driver is told of a trajectory: numbers and labels only. Pure."""
 
 from __future__ import annotations
 
-from mmsr_ray.types import Sample, ToolKind, Trajectory, TrajectorySummary
+from mmsr_ray.rewards.score import judge_says, rules_say
+from mmsr_ray.types import Sample, ToolFailure, ToolKind, ToolResult, Trajectory, TrajectorySummary
 
 
 def summarise(trajectory: Trajectory, sample: Sample) -> TrajectorySummary:
@@ -10,6 +11,7 @@ def summarise(trajectory: Trajectory, sample: Sample) -> TrajectorySummary:
     tokens, reward = trajectory.tokens, trajectory.reward
     versions = tokens.versions[tokens.loss_mask]
     results = [turn.tool for turn in trajectory.turns if turn.tool is not None]
+    em, subem = rules_say(trajectory, sample)
     return TrajectorySummary(
         uid=trajectory.uid,
         index=trajectory.index,
@@ -34,4 +36,20 @@ def summarise(trajectory: Trajectory, sample: Sample) -> TrajectorySummary:
         need=sample.need,
         source=sample.source,
         out_of_money=trajectory.out_of_money,
+        category=sample.category,
+        em=em,
+        subem=subem,
+        judged=judge_says(trajectory),
+        image_failures=_broken(results, ToolKind.IMAGE),
+        text_failures=_broken(results, ToolKind.TEXT),
+        image_no_results=_fruitless(results, ToolKind.IMAGE),
+        text_no_results=_fruitless(results, ToolKind.TEXT),
     )
+
+
+def _broken(results: list[ToolResult], kind: ToolKind) -> int:
+    return sum(result.kind is kind and result.failure is not None and result.failure.infra for result in results)
+
+
+def _fruitless(results: list[ToolResult], kind: ToolKind) -> int:
+    return sum(result.kind is kind and result.failure is ToolFailure.NO_RESULTS for result in results)

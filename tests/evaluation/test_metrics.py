@@ -129,3 +129,81 @@ def test_ratios_stay_in_range(summaries: list[TrajectorySummary]) -> None:
     )
     assert precision in (None, 1.0)
     assert recall in (None, 1.0)
+
+
+def test_calls_by_tool_and_how_they_ended() -> None:
+    broken = summary(1, 0, outcome=Outcome.INFRA_ERROR, image_failures=1, tool_failures=1, cost_usd=0.5)
+    result = row([summary(1, 2, True, text_no_results=1, tool_failures=1), summary(1, 0), summary(0, 0), summary(0, 1), broken])
+    image, text, both = (result["tools"][tool] for tool in ("image", "text", "both"))
+    assert (image["calls"], text["calls"], both["calls"]) == (2, 3, 5)
+    assert (image["search_ratio_responses"], text["search_ratio_responses"], both["search_ratio_responses"]) == (2 / 4, 2 / 4, 3 / 4)
+    assert (image["search_ratio_calls"], both["search_ratio_calls"]) == (2 / 8, result["search_ratio_calls"])
+    assert (image["share_of_calls"], text["share_of_calls"], both["share_of_calls"]) == (2 / 5, 3 / 5, 1.0)
+    assert (image["attempted"], image["failures"], image["failure_rate"], image["no_results"]) == (3, 1, 1 / 3, 0)
+    assert (text["failures"], text["no_results"], text["no_results_rate"]) == (0, 1, 1 / 3)
+    assert (both["failure_rate"], both["no_results_rate"]) == (1 / 6, 1 / 6)
+    assert result["tool_failures"] == 1
+    assert result["per_question"]["cost_usd_all"] == 0.5
+    assert row([])["tools"]["image"]["failure_rate"] is None
+
+
+def test_what_a_question_takes() -> None:
+    result = row(
+        [summary(sampled_tokens=10, length=100, generate_seconds=1.0, tool_seconds=2.0, cost_usd=0.02), summary(sampled_tokens=20)]
+    )
+    asked = result["per_question"]
+    assert (asked["sampled_tokens"], asked["transcript_tokens"], asked["turns"]) == (15, 55, 1)
+    assert (asked["generate_seconds"], asked["tool_seconds"], asked["cost_usd"]) == (0.5, 1.0, 0.01)
+
+
+def test_kinds_are_told_apart_where_there_are_several() -> None:
+    result = row([summary(1, 0, True, source="a"), summary(0, 0, False, source="a"), summary(0, 0, True, source="b")])
+    assert result["by_category"] == {}
+    assert list(result["by_source"]) == ["a", "b"]
+    assert (result["by_source"]["a"]["accuracy"], result["by_source"]["a"]["search_ratio_calls"]) == (0.5, 0.25)
+    by_category = row([summary(category="x"), summary()])["by_category"]
+    assert {name: kind["questions"] for name, kind in by_category.items()} == {"": 1, "x": 1}
+
+
+def test_the_judge_beside_the_rules() -> None:
+    assert row([summary(em=True, subem=True), summary(subem=True)])["judge"] == {}
+    result = row(
+        [
+            summary(0, 0, True, em=True, subem=True, judged=True),
+            summary(0, 0, True, subem=True, judged=True),
+            summary(0, 0, False, judged=False),
+            summary(0, 0, False),  # nothing answered
+            summary(outcome=Outcome.INFRA_ERROR),  # no verdict
+        ]
+    )
+    assert (result["accuracy"], result["exact_match"], result["sub_match"], result["infra_errors"]) == (0.5, 0.25, 0.5, 1)
+    assert (result["judge"]["judged"], result["judge"]["yes"]) == (3, 2 / 3)
+    assert (result["judge"]["em"]["both_yes"], result["judge"]["em"]["first_only"]) == (1, 1)
+    assert (result["judge"]["subem"]["agreement"], result["judge"]["subem"]["kappa"]) == (1.0, 1.0)
+
+
+@given(
+    st.lists(
+        st.builds(
+            summary,
+            st.integers(0, 1),
+            st.integers(0, 2),
+            st.booleans(),
+            source=st.sampled_from("ab"),
+            outcome=st.sampled_from(list(Outcome)),
+        ),
+        max_size=20,
+    )
+)
+def test_parts_add_up(summaries: list[TrajectorySummary]) -> None:
+    result = row(summaries)
+    tools = result["tools"]
+    if tools["both"]["calls"]:
+        assert math.isclose(tools["image"]["share_of_calls"] + tools["text"]["share_of_calls"], 1.0)
+    if result["questions"]:
+        assert math.isclose(
+            tools["image"]["search_ratio_calls"] + tools["text"]["search_ratio_calls"], result["search_ratio_calls"], abs_tol=1e-12
+        )
+        responses = [tools[tool]["search_ratio_responses"] for tool in ("image", "text")]
+        assert max(responses) <= result["search_ratio_responses"] <= sum(responses)
+    assert sum(kind["questions"] for kind in result["by_source"].values()) in (0, result["questions"])

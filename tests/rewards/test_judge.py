@@ -13,7 +13,7 @@ import pytest_asyncio
 
 from mmsr_ray.config import Config, ConfigError, ProviderConfig, load
 from mmsr_ray.rewards.judge import ANSWER_CHARS, NO, YES, Case, messages, read_verdict
-from mmsr_ray.rewards.score import case_for_judge, score
+from mmsr_ray.rewards.score import case_for_judge, reward_in_evaluation, score
 from mmsr_ray.rollout.activity import ActivityClock
 from mmsr_ray.rollout.env_runner import SearchEnvRunner
 from mmsr_ray.tools.local import LocalTools
@@ -155,7 +155,7 @@ async def scored(config: Config, tools: LocalTools, *texts: str) -> Trajectory:
     """`SearchEnvRunner._scored` without the engine that the rest of a runner needs."""
     runner = SearchEnvRunner.__new__(SearchEnvRunner)
     runner._settings, runner._judge, runner._counts, runner._activity = config, tools, Counter(), ActivityClock()
-    return await runner._scored(trajectory(*texts), SAMPLE, 1)
+    return await runner._scored(trajectory(*texts), SAMPLE, reward_in_evaluation(config), 1)
 
 
 async def rewarded(config: Config, tools: LocalTools, *texts: str) -> Reward:
