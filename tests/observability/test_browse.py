@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mmsr_ray.evaluation.trajectories import write_groups, write_trajectories
-from mmsr_ray.observability import browse
+from mmsr_ray.observability import folder as folder_of_pages
 from mmsr_ray.observability.browse import PAGE, write_browser
 from mmsr_ray.types import Answer, Group, Need, Outcome, Sample, TextHit, TextSearch, ToolKind, ToolResult, Trajectory, Turn
 from tests.observability.episodes import ATTACK, Tags, episode, png, searching
@@ -164,7 +164,7 @@ def test_no_page_is_large(tmp_path: Path, length: int, hits: int, character: str
 
 
 def test_long_lists_are_cut_into_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(browse, "ROWS", 2)
+    monkeypatch.setattr(folder_of_pages, "ROWS", 2)
     for step in range(1, 4):
         write_trajectories(
             tmp_path / "trajectories" / f"step_{step:06d}.parquet", [episode(f"q{step}", Need.TEXT, True)], split="train", step=step
