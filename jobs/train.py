@@ -18,8 +18,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the jobs package, when this file is run as a script
 
-from jobs.atlas_stage import demonstrations_version, make_demonstrations, world
+from jobs.atlas_stage import world
 from jobs.connect import connect
+from jobs.demonstrations import source
 from jobs.reinforce import reinforce
 from jobs.room import NoRoom
 from jobs.run_folder import RunFolder, with_absolute_paths
@@ -61,10 +62,7 @@ def train(config: Config) -> Path:
         asyncio.run(tools.check())
         model = here.model.path
         if here.sft.enabled:
-            model = run.stage(
-                "warm start",
-                lambda: warm_start(here, lambda: make_demonstrations(here), demonstrations_version(here), progress.sft),
-            )
+            model = run.stage("warm start", lambda: warm_start(here, *source(here), progress.sft))
         if here.grpo.steps > 0:
             try:
                 with progress.follow(run.path / "metrics.jsonl", here.grpo.steps):

@@ -15,6 +15,8 @@ from typing import Any, cast
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mmsr_ray.algorithms.settings import SFTConfig
+from mmsr_ray.algorithms.settings import complaint as sft_complaint
 from mmsr_ray.evaluation.settings import EvaluationConfig, FindingsConfig
 from mmsr_ray.evaluation.settings import complaint as evaluation_complaint
 from mmsr_ray.learner.colocation import complaint as colocation_complaint
@@ -206,18 +208,6 @@ class GRPOSettings:
 
 
 @dataclass
-class SFTConfig:
-    enabled: bool = False
-    demonstrations: str = ""  # parquet of transcripts, or "" when the job makes them
-    steps: int = 400
-    batch_size: int = 32
-    lr: float = 1e-5
-    warmup_ratio: float = 0.1
-    lr_schedule: str = "cosine"
-    cache_dir: str = "runs/cache"
-
-
-@dataclass
 class AtlasConfig:
     """The made-up world; used by jobs and tests only."""
 
@@ -230,7 +220,8 @@ class AtlasConfig:
     unknown_test: int = 96
     train_questions: int = 1200
     test_questions: int = 240
-    demonstrations: int = 5000
+    demonstrations: int = 5000  # of the warm start
+    teacher: str = "oracle"  # whom jobs/sft.py imitates: oracle | worldly (atlas/oracle.py)
     latency_seconds: float = 0.0
     latency_tail: float = 0.0  # spread of a log-normal whose median latency_seconds then is; 0: every request takes latency_seconds
     latency_max_seconds: float = 3.0  # no request takes longer, where there is a tail
@@ -384,6 +375,9 @@ def validate(c: Config) -> None:
         c.grpo.lr_schedule in ("sigmoid", "constant", "cosine"),
         f"grpo.lr_schedule={c.grpo.lr_schedule!r}: choose sigmoid, constant or cosine",
     )
+    said = sft_complaint(c.sft, atlas=c.atlas.enabled)
+    _require(not said, said)
+    _require(c.atlas.teacher in ("oracle", "worldly"), f"atlas.teacher={c.atlas.teacher!r}: choose oracle or worldly")
     said = loss_complaint(c.grpo.loss) or colocation_complaint(c.learner, c.rollout, c.grpo.staleness)
     _require(not said, said)
     said = evaluation_complaint(c.evaluation, judge=c.tools.judge.kind != "none")

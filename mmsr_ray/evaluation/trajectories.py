@@ -197,6 +197,16 @@ def read_trajectories(path: str | Path, limit: int = 0) -> Iterator[StoredTrajec
                     return
 
 
+def read_row_group(file: str | Path, number: int) -> list[StoredTrajectory]:
+    """The rows of one row group of a file."""
+    return [_stored(row) for row in pq.ParquetFile(file).read_row_group(number).to_pylist()]
+
+
+def action_name(action: Action) -> str:
+    """As in the column `turns.action`."""
+    return _action(action)[0]
+
+
 def _row(sample: Sample, trajectory: Trajectory, split: str, step: int | None) -> dict[str, Any]:
     reward, verdict = trajectory.reward, trajectory.verdict
     versions = trajectory.tokens.versions[trajectory.tokens.loss_mask]
