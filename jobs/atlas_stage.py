@@ -18,12 +18,19 @@ from ray import ObjectRef
 import mmsr_ray.agent
 import mmsr_ray.atlas
 from mmsr_ray.agent.prompts import PromptSet
-from mmsr_ray.atlas.prepare import cache_namespace, demonstrations, point_at, prepare, start_web, world_settings
+from mmsr_ray.algorithms.demonstrations import items_of
+from mmsr_ray.atlas import oracle
+from mmsr_ray.atlas.prepare import cache_namespace, demonstrations, point_at, prepare, start_web, world_of, world_settings
 from mmsr_ray.config import Config
+from mmsr_ray.data.reader import read_samples
+from mmsr_ray.evaluation.trajectories import write_trajectories
 from mmsr_ray.learner.plan import Item
+from mmsr_ray.rewards.score import score
+from mmsr_ray.rollout.engine import load_codec
 from mmsr_ray.tools.taped import needs_live
-from mmsr_ray.types import Group
+from mmsr_ray.types import Group, Outcome, Sample, Trajectory
 
+AFTER_WARMUP = 1 << 30  # the training step that teachers are scored at: the search penalty in full
 NOWHERE = "http://atlas.invalid"  # of the tools of a replay: nobody may answer there, and nobody is asked
 
 
@@ -67,12 +74,32 @@ def make_demonstrations(config: Config) -> list[tuple[ObjectRef, list[Item]]]:
     return pairs
 
 
-def items_of(group: Group) -> list[Item]:
-    """Every trajectory of a group as a thing to imitate."""
-    return [
-        Item(0, number, 1.0, t.tokens.length, int(t.tokens.loss_mask.sum()), len(t.tokens.pictures), t.tokens.patches)
-        for number, t in enumerate(group.trajectories)
-    ]
+def write_taught(config: Config, path: Path) -> dict[str, int]:
+    """Have `atlas.teacher` answer every training question, its answers scored by `config.reward`, and write them as trajectories.
+
+    Returns how many there are by what became of them: correct, wrong, broken.
+    """
+
+    def answer(samples: list[Sample]) -> list[tuple[Sample, Trajectory]]:
+        teacher = oracle.Teacher(world_of(config.atlas), config.atlas.teacher)
+        played = oracle.answers(teacher, samples, load_codec(config), PromptSet.load(config.agent.prompts), config.agent)
+        return [(sample, scored(trajectory, sample, config)) for sample, trajectory in played]
+
+    samples = read_samples(config.data.train, config.data)
+    share = math.ceil(len(samples) / (os.cpu_count() or 1))
+    parts = [ray.remote(answer).options(num_cpus=1).remote(samples[at : at + share]) for at in range(0, len(samples), share)]
+    pairs = [pair for part in ray.get(parts, timeout=config.learner.start_seconds) for pair in part]
+    write_trajectories(path, pairs, split="train")
+    rewards = [trajectory.reward for _, trajectory in pairs]
+    correct = sum(reward is not None and reward.correct for reward in rewards)
+    broken = sum(reward is None for reward in rewards)
+    return {"correct": correct, "wrong": len(pairs) - correct - broken, "broken": broken}
+
+
+def scored(trajectory: Trajectory, sample: Sample, config: Config) -> Trajectory:
+    if trajectory.outcome is Outcome.INFRA_ERROR:
+        return trajectory
+    return replace(trajectory, reward=score(trajectory, sample, config.reward, config.agent.allowed_paths, AFTER_WARMUP))
 
 
 def demonstrations_version(config: Config) -> str:

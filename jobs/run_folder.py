@@ -34,7 +34,7 @@ def with_absolute_paths(config: Config) -> Config:
         model=replace(config.model, path=absolute(config.model.path)) if local_model else config.model,
         data=replace(config.data, train=absolute(config.data.train), test=absolute(config.data.test)),
         tools=_absolute_tools(config.tools, absolute),
-        sft=replace(config.sft, cache_dir=absolute(config.sft.cache_dir)),
+        sft=replace(config.sft, cache_dir=absolute(config.sft.cache_dir), demonstrations=absolute(config.sft.demonstrations)),
         atlas=replace(config.atlas, dir=absolute(config.atlas.dir)),
     )
 

@@ -9,14 +9,11 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
-from mmsr_ray.algorithms.sft import Demonstrations, train_sft
+from mmsr_ray.algorithms.sft import MARK, Demonstrations, fine_tune
 from mmsr_ray.config import Config
-from mmsr_ray.evaluation.summary import write_json
-from mmsr_ray.learner.group import LearnerGroup
 
 logger = logging.getLogger(__name__)
 
@@ -27,27 +24,10 @@ def warm_start(config: Config, make: Callable[[], Demonstrations], version: str,
     `make()` gives the demonstrations and `version` identifies them; `on_step(step, steps, loss)` is called as training goes on.
     """
     target = Path(config.sft.cache_dir).absolute() / f"sft-{warm_start_key(config, version)}"
-    if (target / "sft.json").is_file():
+    if (target / MARK).is_file():
         logger.info("warm start found at %s", target)
         return str(target)
-    learners = LearnerGroup(config, config.model.path)
-    try:
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="learner-start") as pool:  # both take a minute of mostly waiting
-            starting = pool.submit(learners.start)
-            demonstrations = make()
-            starting.result()
-        learners.find_micro_batch()
-        metrics = train_sft(
-            learners,
-            demonstrations,
-            config.sft,
-            config.run.seed,
-            on_step=lambda step, values: on_step(step, config.sft.steps, values["loss"]),
-        )
-        learners.export(target)
-    finally:
-        learners.shutdown()
-    write_json(target / "sft.json", metrics | {"demonstrations": len(demonstrations)})  # last: it marks the folder as complete
+    fine_tune(config, config.model.path, make, target, on_step)
     return str(target)
 
 

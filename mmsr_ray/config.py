@@ -1,4 +1,5 @@
-"""Every setting of a run, typed. One YAML over these defaults, `key=value` overrides on top.
+"""Every setting of a run, typed. One YAML over these defaults, `key=value` overrides on top. A YAML that differs little from
+another names it (`base: atlas.yaml`, relative to its own folder) and holds the difference.
 
 Promise: a `Config` that `load` returned is complete and possible. Unknown keys, wrong types and impossible
 combinations raise `ConfigError` with one sentence that names the key and says what to do. Each room reads its own
@@ -14,7 +15,9 @@ from typing import Any, cast
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mmsr_ray.evaluation.settings import EvaluationConfig
+from mmsr_ray.algorithms.settings import SFTConfig
+from mmsr_ray.algorithms.settings import complaint as sft_complaint
+from mmsr_ray.evaluation.settings import EvaluationConfig, FindingsConfig
 from mmsr_ray.evaluation.settings import complaint as evaluation_complaint
 from mmsr_ray.learner.colocation import complaint as colocation_complaint
 from mmsr_ray.learner.objective import LossConfig
@@ -154,7 +157,7 @@ class ToolsConfig:
 
 @dataclass
 class RolloutConfig:
-    num_runners: int = 1  # of the trial's placement group: training needs them
+    num_runners: int = 1  # of the trial's placement group: training needs them; 0: as many as fit (jobs/evaluate.py)
     max_runners: int = 0  # with elastic ones, which join and leave as nodes do; 0: num_runners, none of them
     cpus_per_runner: float = 1.0
     gpus_per_runner: float = 0.0
@@ -205,18 +208,6 @@ class GRPOSettings:
 
 
 @dataclass
-class SFTConfig:
-    enabled: bool = False
-    demonstrations: str = ""  # parquet of transcripts, or "" when the job makes them
-    steps: int = 400
-    batch_size: int = 32
-    lr: float = 1e-5
-    warmup_ratio: float = 0.1
-    lr_schedule: str = "cosine"
-    cache_dir: str = "runs/cache"
-
-
-@dataclass
 class AtlasConfig:
     """The made-up world; used by jobs and tests only."""
 
@@ -229,7 +220,8 @@ class AtlasConfig:
     unknown_test: int = 96
     train_questions: int = 1200
     test_questions: int = 240
-    demonstrations: int = 5000
+    demonstrations: int = 5000  # of the warm start
+    teacher: str = "oracle"  # whom jobs/sft.py imitates: oracle | worldly (atlas/oracle.py)
     latency_seconds: float = 0.0
     latency_tail: float = 0.0  # spread of a log-normal whose median latency_seconds then is; 0: every request takes latency_seconds
     latency_max_seconds: float = 3.0  # no request takes longer, where there is a tail
@@ -252,17 +244,14 @@ class Config:
     grpo: GRPOSettings = field(default_factory=GRPOSettings)
     sft: SFTConfig = field(default_factory=SFTConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    findings: FindingsConfig = field(default_factory=FindingsConfig)
     atlas: AtlasConfig = field(default_factory=AtlasConfig)
 
 
 def load(path: str | Path | None = None, overrides: list[str] | None = None) -> Config:
     """Typed config from defaults, a YAML file and dotted overrides. Raises ConfigError."""
     try:
-        merged = OmegaConf.structured(Config)
-        if path is not None:
-            if not Path(path).is_file():
-                raise ConfigError(f"there is no config file {path}: name one under jobs/configs/")
-            merged = OmegaConf.merge(merged, OmegaConf.load(path))
+        merged = OmegaConf.merge(OmegaConf.structured(Config), *_files(path))
         for item in overrides or []:
             if "=" not in item:
                 raise ConfigError(f"override {item!r} is not of the form key=value")
@@ -272,6 +261,20 @@ def load(path: str | Path | None = None, overrides: list[str] | None = None) -> 
         raise ConfigError(_explain(error)) from error
     validate(config)
     return config
+
+
+def _files(path: str | Path | None, above: tuple[Path, ...] = ()) -> list[Any]:
+    """The contents of a config file, those of its bases before it. Raises ConfigError."""
+    if path is None:
+        return []
+    file = Path(path).resolve()
+    if not file.is_file():
+        raise ConfigError(f"there is no config file {path}: name one under jobs/configs/")
+    if file in above:
+        raise ConfigError(f"{path} is its own base, over {', '.join(other.name for other in above)}: take one `base` out")
+    content: Any = OmegaConf.load(file)
+    base = content.pop("base", None) if OmegaConf.is_dict(content) else None
+    return [*_files(file.parent / base if base else None, (*above, file)), content]
 
 
 def _with_value(override: str) -> str:
@@ -356,7 +359,11 @@ def validate(c: Config) -> None:
     _require(c.model.min_pixels <= c.model.max_pixels, "model.min_pixels exceeds model.max_pixels")
     said = learner_complaint(c.learner)
     _require(not said, said)
-    _require(c.rollout.num_runners >= 1, "rollout.num_runners must be at least 1")
+    _require(c.rollout.num_runners >= 0, "rollout.num_runners must be at least 1, or 0 in an evaluation (as many as fit)")
+    _require(
+        c.rollout.tensor_parallel == 1 or c.rollout.gpus_per_runner in (0, c.rollout.tensor_parallel),
+        f"rollout.tensor_parallel={c.rollout.tensor_parallel} splits an engine over as many GPUs: set rollout.gpus_per_runner to the same",
+    )
     _require(
         c.rollout.max_runners == 0 or c.rollout.max_runners >= c.rollout.num_runners,
         f"rollout.max_runners={c.rollout.max_runners} is below rollout.num_runners: raise it, or set 0 for no elastic runners",
@@ -372,6 +379,9 @@ def validate(c: Config) -> None:
         c.grpo.lr_schedule in ("sigmoid", "constant", "cosine"),
         f"grpo.lr_schedule={c.grpo.lr_schedule!r}: choose sigmoid, constant or cosine",
     )
+    said = sft_complaint(c.sft, atlas=c.atlas.enabled)
+    _require(not said, said)
+    _require(c.atlas.teacher in ("oracle", "worldly"), f"atlas.teacher={c.atlas.teacher!r}: choose oracle or worldly")
     said = loss_complaint(c.grpo.loss) or colocation_complaint(c.learner, c.rollout, c.grpo.staleness)
     _require(not said, said)
     said = evaluation_complaint(c.evaluation, judge=c.tools.judge.kind != "none")

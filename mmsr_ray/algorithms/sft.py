@@ -1,4 +1,4 @@
-"""Supervised warm start on demonstration groups, through the same learner ranks and the same update as GRPO.
+"""Supervised training on demonstration groups, for the warm start and the SFT baseline (spec §4.3), through the same learner ranks and the same update as GRPO.
 
 Invariant: which demonstrations a step sees depends on (seed, step) and the demonstrations alone, so a driver that goes on
 from step k trains what an uninterrupted one would have trained.
@@ -10,12 +10,15 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from ray import ObjectRef
 
-from mmsr_ray.config import SFTConfig
+from mmsr_ray.config import Config, SFTConfig
+from mmsr_ray.evaluation.summary import write_json
 from mmsr_ray.learner.group import LearnerGroup
 from mmsr_ray.learner.plan import Item
 from mmsr_ray.learner.schedule import learning_rate
@@ -24,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 Demonstrations = Sequence[tuple[ObjectRef, Sequence[Item]]]  # a Group in the object store, and its trainable trajectories
 OnStep = Callable[[int, dict[str, float]], None]
+MARK = "sft.json"  # of a folder whose model is whole: the last step's metrics
 
 
 class SFTError(RuntimeError):
@@ -47,6 +51,39 @@ def batches(sizes: Sequence[int], batch_size: int, seed: int, steps: int) -> Ite
             epoch += 1
         yield pending[:batch_size]
         pending = pending[batch_size:]
+
+
+def with_steps(config: SFTConfig, count: int) -> SFTConfig:
+    """The settings with `epochs` over `count` demonstrations turned into steps; at least one."""
+    return replace(config, steps=max(1, round(config.epochs * count / config.batch_size))) if config.epochs else config
+
+
+def fine_tune(
+    config: Config, model: str, make: Callable[[], Demonstrations], target: Path, on_step: Callable[[int, int, float], None] | None = None
+) -> None:
+    """Train `model` (folder or hub id) as `config.sft` and `config.learner` say and write it to `target`, in transformers' layout.
+
+    `make()` gives the demonstrations while the learner starts; `on_step(step, steps, loss)` counts from 1. `target` holds `MARK`
+    once it is complete. Raises SFTError without demonstrations, LearnerError, and NotWritten.
+    """
+    learners = LearnerGroup(config, model)
+    try:
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="learner-start") as pool:  # both take a minute of mostly waiting
+            starting = pool.submit(learners.start)
+            demonstrations = make()
+            starting.result()
+        learners.find_micro_batch()
+        settings = with_steps(config.sft, sum(len(items) for _, items in demonstrations))
+
+        def told(step: int, values: dict[str, float]) -> None:
+            if on_step is not None:
+                on_step(step, settings.steps, values["loss"])
+
+        metrics = train_sft(learners, demonstrations, settings, config.run.seed, on_step=told)
+        learners.export(target)
+    finally:
+        learners.shutdown()
+    write_json(target / MARK, metrics | {"steps": settings.steps, "demonstrations": len(demonstrations)})  # last
 
 
 def train_sft(

@@ -29,9 +29,11 @@ from mmsr_ray.tools.providers import services
 from mmsr_ray.types import Group
 
 log = logging.getLogger(__name__)
+UNBALANCED = "train_unbalanced.parquet"  # beside the other sets: training questions as they were collected
 PLACEHOLDER = "{atlas}"  # in a provider's URL: the base URL of the web
 _NOT_THE_WORLD = (
     "dir",
+    "teacher",
     "latency_seconds",
     "latency_tail",
     "latency_max_seconds",
@@ -39,7 +41,7 @@ _NOT_THE_WORLD = (
     "rate_limit_rate",
     "garbage_rate",
     "hang_rate",
-)  # where it lies, how its web behaves
+)  # where it lies, how its web behaves, who teaches
 
 
 class AtlasError(RuntimeError):
@@ -67,18 +69,32 @@ def world_of(atlas: AtlasConfig) -> world.World:
 
 
 def prepare(config: Config) -> None:
-    """Write the policy folder and both parquet files where `config.model.path` and `config.data` say."""
+    """Write the policy folder, both parquet files where `config.model.path` and `config.data` say, and UNBALANCED in atlas.dir.
+
+    What is there and lies outside of atlas.dir is somebody's own and stays as it is.
+    """
     stamp = Path(config.atlas.dir) / "atlas.json"
     version = _version(config)
-    if stamp.is_file() and stamp.read_text() == version:
-        return
+    fresh = not (stamp.is_file() and stamp.read_text() == version)
     here = world_of(config.atlas)
+    count = config.atlas.train_questions
+    sets = {
+        Path(config.data.train): lambda: here.samples("train", count),
+        Path(config.data.test): lambda: here.samples("test", config.atlas.test_questions),
+        stamp.with_name(UNBALANCED): lambda: here.collected_samples("train", count),  # last: data.train may name it
+    }
     stamp.parent.mkdir(parents=True, exist_ok=True)
-    build_policy(config.model.path, config.atlas.seed)
-    write_fvqa(config.data.train, here.samples("train", config.atlas.train_questions))
-    write_fvqa(config.data.test, here.samples("test", config.atlas.test_questions))
+    if fresh and (_inside(config.model.path, config.atlas.dir) or not Path(config.model.path).exists()):
+        build_policy(config.model.path, config.atlas.seed)
+    for file, samples in sets.items():
+        if not file.is_file() or (fresh and _inside(file, config.atlas.dir)):
+            write_fvqa(file, samples())
     stamp.write_text(version)
     log.info("Atlas: %d entities, %d + %d questions", len(here.entities), config.atlas.train_questions, config.atlas.test_questions)
+
+
+def _inside(path: str | Path, folder: str) -> bool:
+    return Path(path).absolute().is_relative_to(Path(folder).absolute())
 
 
 def _version(config: Config) -> str:

@@ -153,21 +153,23 @@ class World:
         text = rng.choice(templates).format(category=entity.category, fact=fact)
         return Question(entity, fact, text, need_of(entity, fact))
 
-    def questions(self, split: str, count: int, required_per_free: float = 2.0) -> list[Question]:
-        """A search-balanced set: `required_per_free` search-required questions to one search-free, the three
-        required kinds in equal shares (spec §5.3 step 7). `split` is "train" or "test"."""
-        rng = random.Random(f"questions/{self.seed}/{split}")
+    def askable(self, split: str) -> dict[Need, list[tuple[Entity, str]]]:
+        """All (entity, fact) that a split may ask about, by need. `split` is "train" or "test"."""
         known, unknown = self.pool(Pool.KNOWN), self.pool(Pool(split))
-        remembered = [(e, fact) for e in known for fact in (*words.TAUGHT, "name")]
         # A live fact that training asks about could be learned by heart from its rewards: held-out questions ask for others.
         parity = 0 if split == Pool.TRAIN else 1
-        looked_up = [(e, fact) for i, e in enumerate(known) for j, fact in enumerate(words.LIVE) if (i + j) % 2 == parity]
-        pairs = {
-            Need.SEARCH_FREE: remembered,
+        return {
+            Need.SEARCH_FREE: [(e, fact) for e in known for fact in (*words.TAUGHT, "name")],
             Need.IMAGE: [(e, "name") for e in unknown],
-            Need.TEXT: looked_up,
+            Need.TEXT: [(e, fact) for i, e in enumerate(known) for j, fact in enumerate(words.LIVE) if (i + j) % 2 == parity],
             Need.MIX: [(e, fact) for e in unknown for fact in words.FACTS],
         }
+
+    def questions(self, split: str, count: int, required_per_free: float = 2.0) -> list[Question]:
+        """A search-balanced set: `required_per_free` search-required questions to one search-free, the three
+        required kinds in equal shares (spec §5.3 step 7)."""
+        rng = random.Random(f"questions/{self.seed}/{split}")
+        pairs = self.askable(split)
         share = required_per_free / (1 + required_per_free) / 3
         chosen: list[Question] = []
         for need in Need:
@@ -175,6 +177,12 @@ class World:
             chosen += [self.ask(*rng.choice(pairs[need]), rng) for _ in range(size)]
         rng.shuffle(chosen)
         return chosen
+
+    def collected_questions(self, split: str, count: int) -> list[Question]:
+        """A set as it was collected, before any balancing: everything that can be asked about is equally likely."""
+        rng = random.Random(f"collected questions/{self.seed}/{split}")
+        pairs = [pair for of_need in self.askable(split).values() for pair in of_need]
+        return [self.ask(*rng.choice(pairs), rng) for _ in range(count)]
 
     def sample(self, question: Question, uid: str) -> Sample:
         """The question as a data set row, with a view of its entity that belongs to this uid alone."""
@@ -189,7 +197,14 @@ class World:
         )
 
     def samples(self, split: str, count: int) -> list[Sample]:
-        return [self.sample(q, f"atlas_{split}_{i}") for i, q in enumerate(self.questions(split, count))]
+        return [self.sample(question, uid) for uid, question in self.questions_by_uid(split, count).items()]
+
+    def questions_by_uid(self, split: str, count: int) -> dict[str, Question]:
+        """What `samples` asks, for whoever knows the world."""
+        return {f"atlas_{split}_{i}": question for i, question in enumerate(self.questions(split, count))}
+
+    def collected_samples(self, split: str, count: int) -> list[Sample]:
+        return [self.sample(q, f"atlas_{split}_collected_{i}") for i, q in enumerate(self.collected_questions(split, count))]
 
 
 def need_of(entity: Entity, fact: str) -> Need:

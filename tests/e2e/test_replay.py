@@ -17,7 +17,7 @@ import ray
 import torch
 from huggingface_hub import save_torch_state_dict
 
-from jobs.atlas_stage import items_of
+from mmsr_ray.algorithms.demonstrations import items_of
 from mmsr_ray.algorithms.grpo import GRPO
 from mmsr_ray.algorithms.grpo_config import GRPOConfig
 from mmsr_ray.algorithms.sft import batches
