@@ -27,6 +27,7 @@ from mmsr_ray.observability.pictures import data_uri
 logger = logging.getLogger(__name__)
 
 FILE = "leaderboard.html"
+WIDTH = 132  # columns of the table where the output is narrower or no terminal: numbers are never cut
 
 
 def write_leaderboard(folder: str | Path, board: Standings) -> Path:
@@ -54,17 +55,16 @@ def write_leaderboard(folder: str | Path, board: Standings) -> Path:
 def show(board: Standings, console: Console) -> None:
     """The same in the terminal: the table, what is not comparable, and the differences that are significant."""
     table = Table(box=box.SIMPLE_HEAD, caption="accuracy / search ratio in percent; * best, = not told apart from it, ! not comparable")
-    for name in ("model", "run", "workflow"):
-        table.add_column(name, overflow="fold")
+    table.add_column("model", overflow="fold", min_width=16)
     for name in ("average", *board.benchmarks):
-        table.add_column(escape(name), justify="right")
-    for number, block in enumerate(board.blocks.values()):
-        if number:
-            table.add_section()
+        table.add_column(escape(name), justify="right", no_wrap=True)
+    for workflow, block in board.blocks.items():
+        table.add_section()
+        table.add_row(f"[bold]{escape(workflow)}[/bold]")
         for line in block:
             average = "–" if line.accuracy is None else f"{hundred(line.accuracy)} / {hundred(line.search_ratio)}"
             cells = [_in_terminal(line.cells.get(benchmark)) for benchmark in board.benchmarks]
-            table.add_row(escape(line.model), escape(line.run), escape(line.workflow), average, *cells)
+            table.add_row(f"{escape(line.model)}\n[dim]{escape(line.run)}[/dim]", average, *cells)
     console.print(table)
     for cell in _cells(board):
         if cell.reasons:
@@ -110,7 +110,7 @@ def main() -> int:
     except ValueError as error:
         logger.error("%s", error)
         return 2
-    show(board, Console())
+    show(board, Console(width=max(WIDTH, Console().width)))
     logger.info("%s", write_leaderboard(asked.out, board))
     return 0
 
