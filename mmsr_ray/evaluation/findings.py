@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mmsr_ray.evaluation.significance import seeds_interval
+from mmsr_ray.evaluation.significance import over_seeds
 
 Row = Mapping[str, Any]  # of evaluation.metrics.measure
 
@@ -74,9 +74,8 @@ class Finding:
 
 def number(name: str, per_seed: Sequence[float | None], unit: str = "%") -> Number:
     known = [value for value in per_seed if value is not None]
-    mean = sum(known) / len(known) if known else None
-    low, high = seeds_interval(known)
-    return Number(name, list(per_seed), unit, mean, low, high)
+    over = over_seeds(known) if known else {"mean": None, "low": None, "high": None}
+    return Number(name, list(per_seed), unit, over["mean"], over["low"], over["high"])
 
 
 def findings(results: Sequence[SeedResults]) -> list[Finding]:
