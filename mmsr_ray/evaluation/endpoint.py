@@ -20,6 +20,7 @@ from mmsr_ray.agent.pictures import Geometry, PictureLimits, Pictures
 from mmsr_ray.agent.ports import Reply
 from mmsr_ray.agent.prompts import PromptSet
 from mmsr_ray.config import Config, from_dict
+from mmsr_ray.evaluation.settings import sampling
 from mmsr_ray.rewards.judge import Judge
 from mmsr_ray.rewards.score import reward_in_evaluation
 from mmsr_ray.rollout.scoring import AFTER_WARMUP, raise_if_not_on_tape, scored
@@ -114,9 +115,13 @@ class EndpointRunner:
         return "pong"
 
     async def evaluate_sample(self, sample: Sample, workflow: str) -> tuple[TrajectorySummary, Trajectory]:
-        """One greedy, scored episode. INFRA_ERROR is returned as such after the retries. Raises InputError. Call it with num_returns=2."""
-        sampling = Sampling(temperature=0.0, max_tokens=self._config.agent.max_turn_tokens)
-        trajectory = await self._endpoint.answer(sample, workflow, sampling)
+        """One scored episode, greedy unless `evaluation.temperature` says otherwise. Call it with num_returns=2.
+
+        INFRA_ERROR is returned as such after the retries. Raises InputError.
+        """
+        c = self._config
+        how = sampling(c.evaluation, c.agent.max_turn_tokens, c.run.seed, sample.uid)
+        trajectory = await self._endpoint.answer(sample, workflow, how)
         return summarise(trajectory, sample), trajectory
 
     async def stop(self) -> None:

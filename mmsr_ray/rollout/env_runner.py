@@ -28,6 +28,7 @@ from mmsr_ray.agent.episode import InputError, Tools, run_episode
 from mmsr_ray.agent.prompts import PromptSet
 from mmsr_ray.agent.seeds import seed_of
 from mmsr_ray.config import Config, RewardConfig, from_dict
+from mmsr_ray.evaluation.settings import sampling
 from mmsr_ray.rewards.judge import Judge
 from mmsr_ray.rewards.score import reward_in_evaluation
 from mmsr_ray.rollout.activity import ActivityClock, Reading, State, TimedGenerate, TimedTools
@@ -264,10 +265,11 @@ class SearchEnvRunner(EnvRunner):
     # ------------------------------------------------------------------------------------------------ evaluation
 
     async def evaluate_sample(self, sample: Sample, workflow: str) -> tuple[TrajectorySummary, Trajectory]:
-        """One greedy, scored episode. INFRA_ERROR is returned as such after the retries. Raises InputError."""
+        """One scored episode, greedy unless `evaluation.temperature` says otherwise. INFRA_ERROR is returned as such after the retries. Raises InputError."""
         await self.ready()
-        sampling = Sampling(temperature=0.0, max_tokens=self._settings.agent.max_turn_tokens)
-        trajectory = await self._trajectory(sample, 0, workflow, sampling, reward_in_evaluation(self._settings), AFTER_WARMUP)
+        c = self._settings
+        how = sampling(c.evaluation, c.agent.max_turn_tokens, c.run.seed, sample.uid)
+        trajectory = await self._trajectory(sample, 0, workflow, how, reward_in_evaluation(self._settings), AFTER_WARMUP)
         self._counts["evaluated"] += 1
         return summarise(trajectory, sample), trajectory
 
