@@ -13,13 +13,14 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import ray
 
 import mmsr_ray.agent
 from jobs.atlas_stage import demonstrations_version, make_demonstrations
 from mmsr_ray.agent.prompts import PromptSet
-from mmsr_ray.algorithms.demonstrations import Place, choose, items_of, rebuild
+from mmsr_ray.algorithms.demonstrations import Place, choose, files_at, items_of, rebuild
 from mmsr_ray.algorithms.sft import Demonstrations
 from mmsr_ray.config import Config
 from mmsr_ray.learner.plan import Item
@@ -54,7 +55,8 @@ def read_demonstrations(config: Config, path: str | Path) -> Demonstrations:
     made, began = [], []
     for places in _shares(choice.places, os.cpu_count() or 1):
         count = sum(len(place.rows) for place in places)
-        told, *groups = ray.remote(build).options(num_cpus=1, num_returns=count + 1).remote(places)
+        build_share: Any = ray.remote(build)
+        told, *groups = build_share.options(num_cpus=1, num_returns=count + 1).remote(places)
         began.append((told, groups, count))
     dropped: Counter[str] = Counter()
     for told, groups, count in began:
@@ -75,10 +77,9 @@ def _shares(places: list[Place], parts: int) -> list[list[Place]]:
 
 def _version(config: Config, path: str) -> str:
     """The files' content, and what rebuilding reads: the agent's limits, prompts and code."""
-    files = sorted(Path(path).glob("*.parquet")) if Path(path).is_dir() else [Path(path)]
     sources = sorted(Path(mmsr_ray.agent.__path__[0]).glob("*.py"))
     digest = hashlib.sha256()
-    for file in [*(file for file in files if file.is_file()), *sources]:
+    for file in [*files_at(path), *sources]:
         with file.open("rb") as opened:
             digest.update(hashlib.file_digest(opened, "sha256").digest())
     prompts = PromptSet.load(config.agent.prompts).texts()

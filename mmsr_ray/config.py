@@ -141,6 +141,7 @@ class ToolsConfig:
     reader: ProviderConfig = field(default_factory=lambda: ProviderConfig(kind="jina"))
     summariser: ProviderConfig = field(default_factory=lambda: ProviderConfig(kind="extractive"))
     judge: ProviderConfig = field(default_factory=lambda: ProviderConfig(kind="none"))  # of answers, for the reward: none | chat
+    model: ProviderConfig = field(default_factory=lambda: ProviderConfig(kind="none"))  # plays the policy in evaluations: none | chat
     s3: S3Config = field(default_factory=S3Config)
     cache: CacheConfig = field(default_factory=CacheConfig)
     tape: TapeConfig = field(default_factory=TapeConfig)
@@ -159,7 +160,7 @@ class ToolsConfig:
 
 @dataclass
 class RolloutConfig:
-    num_runners: int = 1  # of the trial's placement group: training needs them
+    num_runners: int = 1  # of the trial's placement group: training needs them; 0: as many as fit (jobs/evaluate.py)
     max_runners: int = 0  # with elastic ones, which join and leave as nodes do; 0: num_runners, none of them
     cpus_per_runner: float = 1.0
     gpus_per_runner: float = 0.0
@@ -351,7 +352,7 @@ def validate(c: Config) -> None:
         Reach.parse(c.tools.private_hosts)
     except ValueError as error:
         raise ConfigError(f"tools.private_hosts: {error}") from None
-    for name in ("image_search", "image_host", "text_search", "reader", "summariser", "judge"):
+    for name in ("image_search", "image_host", "text_search", "reader", "summariser", "judge", "model"):
         p: ProviderConfig = getattr(c.tools, name)
         _require(p.rate_per_second >= 0, f"tools.{name}.rate_per_second must be 0 (no limit) or more")
         _require(p.burst >= 1 and p.concurrency >= 1, f"tools.{name}: burst and concurrency must be at least 1")
@@ -362,7 +363,11 @@ def validate(c: Config) -> None:
     _require(c.model.min_pixels <= c.model.max_pixels, "model.min_pixels exceeds model.max_pixels")
     said = learner_complaint(c.learner)
     _require(not said, said)
-    _require(c.rollout.num_runners >= 1, "rollout.num_runners must be at least 1")
+    _require(c.rollout.num_runners >= 0, "rollout.num_runners must be at least 1, or 0 in an evaluation (as many as fit)")
+    _require(
+        c.rollout.tensor_parallel == 1 or c.rollout.gpus_per_runner in (0, c.rollout.tensor_parallel),
+        f"rollout.tensor_parallel={c.rollout.tensor_parallel} splits an engine over as many GPUs: set rollout.gpus_per_runner to the same",
+    )
     _require(
         c.rollout.max_runners == 0 or c.rollout.max_runners >= c.rollout.num_runners,
         f"rollout.max_runners={c.rollout.max_runners} is below rollout.num_runners: raise it, or set 0 for no elastic runners",

@@ -1,23 +1,41 @@
-"""The settings of evaluations: before and after training over all questions, and during training over fewer."""
+"""The settings of evaluations: of any model by itself, before and after training over all questions, during training over fewer."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import PurePath
+
+from mmsr_ray.agent.seeds import seed_of
+from mmsr_ray.types import Sampling
 
 WORKFLOWS = ("on_demand", "direct", "rag")
 
 
 @dataclass
 class EvaluationConfig:
+    label: str = ""  # of the model in tables, by jobs/evaluate.py; "": from model.path
+    benchmarks: list[str] = field(default_factory=list)  # of jobs/evaluate.py: parquet files, folders or globs; none: data.test
     questions: int = 0  # 0: all
+    temperature: float = 0.0  # 0: greedy; above, answers follow from run.seed: the tries of a teacher (jobs/sft.py)
     workflows: list[str] = field(default_factory=lambda: ["on_demand", "direct", "rag"])
     judge_all: bool = False  # the judge decides about every answer; exact match and SubEM are reported beside it and decide nothing
     before_training: bool = True
     trajectories_shown: int = 12
-    deadline_seconds: float = 7200.0  # of one workflow over all questions
+    deadline_seconds: float = 7200.0  # of one workflow over all questions of one benchmark
     every_steps: int = 0  # during training, after every so many steps; 0: never
     questions_during: int = 200  # 0: all
     workflows_during: list[str] = field(default_factory=lambda: ["on_demand"])  # the first decides which checkpoint is the best
+
+
+def name_of(benchmark: str) -> str:
+    """A benchmark's name in rows and files: of a file, its own without ending."""
+    return PurePath(benchmark.rstrip("/")).stem
+
+
+def label_of(model_path: str) -> str:
+    """A model's name in tables: of a hub id its last part, of a folder its own and that of the folder it lies in."""
+    parts = PurePath(model_path).parts
+    return "/".join(parts[-2:]) if PurePath(model_path).is_absolute() else parts[-1]
 
 
 @dataclass
@@ -31,14 +49,26 @@ class FindingsConfig:
     sft_lr: float = 6.0e-4  # of RL
 
 
+def sampling(c: EvaluationConfig, max_tokens: int, seed: int, uid: str) -> Sampling:
+    """How the answer to a question is sampled; `seed` is run.seed."""
+    return Sampling(c.temperature, max_tokens, seed_of(seed, uid) if c.temperature > 0 else None)
+
+
 def complaint(c: EvaluationConfig, *, judge: bool) -> str:
     """What cannot be, in one sentence; "" for nothing. `judge`: whether the run has one."""
     if c.judge_all and not judge:
         return "evaluation.judge_all needs a judge: set tools.judge.kind=chat and its url, model and key_env"
+    if not 0 <= c.temperature <= 2:
+        return f"evaluation.temperature={c.temperature}: choose 0 (greedy) or a value up to 2"
     if min(c.every_steps, c.questions, c.questions_during) < 0:
         return "evaluation.every_steps, questions and questions_during must be 0 (never; all) or more"
     if c.every_steps and not c.workflows_during:
         return "evaluation.every_steps needs a workflow in evaluation.workflows_during: on_demand is the one that is trained"
+    names = [name_of(path) for path in c.benchmarks]
+    if len(set(names)) < len(names):
+        return f"evaluation.benchmarks names {', '.join(sorted(names))}: rows and files are told apart by these names, so give each file its own"
+    if not c.workflows:
+        return f"evaluation.workflows names none: choose from {', '.join(WORKFLOWS)}"
     unknown = sorted({*c.workflows, *c.workflows_during} - set(WORKFLOWS))
     if unknown:
         return f"evaluation.workflows names {', '.join(unknown)}: choose from {', '.join(WORKFLOWS)}"
