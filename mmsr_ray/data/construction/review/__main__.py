@@ -25,7 +25,7 @@ from mmsr_ray.data.construction.review.access import invite
 from mmsr_ray.data.construction.review.agreement import overview
 from mmsr_ray.data.construction.review.app import Review
 from mmsr_ray.data.construction.review.show import status_text
-from mmsr_ray.data.construction.review.stage import OWN, Attempts, Stage, newest_stage
+from mmsr_ray.data.construction.review.stage import OWN, Stage, newest_stage
 from mmsr_ray.data.construction.review.store import FILE, Store
 from mmsr_ray.data.construction.review.verdicts import ReviewError
 from mmsr_ray.data.schema import DataError
@@ -96,7 +96,7 @@ def _serve(given: argparse.Namespace, stage: Stage, store: Store) -> None:
     if given.host not in ("127.0.0.1", "::1", "localhost"):
         logger.warning("listening on %s without TLS: links and cookies can be read on the way, put a proxy with TLS before it", given.host)
     logger.info("%d candidates of %s on http://%s:%d", len(stage.contents), stage.path, given.host, given.port)
-    app = Review(store, stage, Attempts(given.run), given.port).app()
+    app = Review(store, stage, given.port).app()
     web.run_app(app, host=given.host, port=given.port, access_log=None, print=None)  # links hold tokens: no log of addresses
 
 

@@ -22,7 +22,7 @@ from aiohttp import web
 from mmsr_ray.data.construction.review import access
 from mmsr_ray.data.construction.review.agreement import overview
 from mmsr_ray.data.construction.review.pages import Pages
-from mmsr_ray.data.construction.review.stage import Attempts, Stage
+from mmsr_ray.data.construction.review.stage import Stage
 from mmsr_ray.data.construction.review.store import Conflict, Store
 from mmsr_ray.data.construction.review.verdicts import Decision, Verdict, Words, complaint
 from mmsr_ray.observability.pictures import shown
@@ -48,8 +48,8 @@ HEADERS = {
 class Review:
     """The handlers. Everything that touches the disk runs on one thread, in the order in which it was asked for."""
 
-    def __init__(self, store: Store, stage: Stage, attempts: Attempts, port: int) -> None:
-        self._store, self._stage, self._attempts = store, stage, attempts
+    def __init__(self, store: Store, stage: Stage, port: int) -> None:
+        self._store, self._stage = store, stage
         self._pages = Pages(stage.path.name)
         self._cookie = f"mmsr_review_{port}"  # cookies know no ports
         self._thread = ThreadPoolExecutor(1, "review")
@@ -152,7 +152,7 @@ class Review:
             "last": _brief(store.last(me), store),
         }
         earlier = [d for d in store.current(key) if d.annotator != me] if look == 2 else []
-        return self._pages.item(self._stage.get(key), self._attempts, state, own, earlier, picture=self._shown(key) is not None)
+        return self._pages.item(self._stage.get(key), state, own, earlier, picture=self._shown(key) is not None)
 
     async def _overview(self, request: web.Request) -> web.StreamResponse:
         return self._html(self._pages.overview(request[ANNOTATOR], await self._on_disk(self._overview_now)))

@@ -1,7 +1,7 @@
-"""The pages of a review as HTML. Pure, but for the trajectories that a page shows.
+"""The pages of a review as HTML. Pure.
 
-Promise: whatever a candidate holds is text on the page, and no page grows without bound: the web page is cut at PAGE_CHARS, rollouts
-at ATTEMPTS and each of their turns at TURN_CHARS, and the cut is said.
+Promise: whatever a candidate holds is text on the page, and no page grows without bound: the web page is cut at PAGE_CHARS, and
+says so; the first ATTEMPTS rollouts are shown, with HITS results of a search.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from jinja2 import ChoiceLoader, PackageLoader
 
 from mmsr_ray.data.construction.candidate import Candidate
 from mmsr_ray.data.construction.review.agreement import Overview
-from mmsr_ray.data.construction.review.stage import Attempts, counted
+from mmsr_ray.data.construction.review.stage import attempts_of
 from mmsr_ray.data.construction.review.verdicts import MAX_ANSWER, MAX_NOTE, MAX_QUESTION, REASONS, Decision
 from mmsr_ray.observability.pages import environment
 from mmsr_ray.observability.pictures import data_uri
 
-PAGE_CHARS, ATTEMPTS, TURN_CHARS = 30_000, 8, 3_000
+PAGE_CHARS, ATTEMPTS, HITS = 30_000, 16, 10
 MARKS = 50  # places of the answer that are marked in a page
 
 
@@ -35,7 +35,6 @@ class Pages:
     def item(
         self,
         candidate: Candidate,
-        attempts: Attempts,
         state: dict[str, Any],
         own: Decision | None,
         earlier: Sequence[Decision],
@@ -51,9 +50,9 @@ class Pages:
             picture=picture,
             page=marked(text[:PAGE_CHARS], candidate.answers),
             left_out=max(0, len(text) - PAGE_CHARS),
-            counted=counted(candidate.attempts),
-            rollouts=attempts.of(candidate.key, ATTEMPTS),
-            most=TURN_CHARS,
+            attempts=attempts_of(candidate.attempts),
+            shown=ATTEMPTS,
+            hits=HITS,
             own=own,
             earlier=earlier,
         )

@@ -1,4 +1,4 @@
-"""The candidates under review, by key, and what the policy made of them, without holding a stage in memory.
+"""The candidates under review, by key, without holding a stage in memory.
 
 Promise: only candidates that are still kept are reviewed. `content_of` changes exactly when something changes that a verdict rests
 on: picture, page, question, answers. What came later (attempts, need, category) changes no verdict.
@@ -16,16 +16,12 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmsr_ray.data.construction.candidate import Candidate, from_table, key_of, read
 from mmsr_ray.data.construction.review.verdicts import ReviewError
-from mmsr_ray.data.schema import DataError
-from mmsr_ray.evaluation.trajectories import StoredTrajectory, read_row_group
 
 OWN = "_review.parquet"  # what a review writes; never what it reads
-TRAJECTORIES = "trajectories"
 GROUPS_HELD = 2  # row groups of candidates in memory
 
 
@@ -116,38 +112,45 @@ class Stage:
         self._file.close()
 
 
-class Attempts:
-    """Stored rollouts of a run folder by the candidate they were about; none where the folder has none."""
+@dataclass(frozen=True, slots=True)
+class Search:
+    """One search of a rollout, as `Candidate.attempts` holds it."""
 
-    def __init__(self, run: Path) -> None:
-        self._rows: dict[str, list[tuple[Path, int, int]]] = {}
-        for file in sorted((run / TRAJECTORIES).glob("*.parquet")):
-            self._index(file)
-
-    def _index(self, file: Path) -> None:
-        try:
-            with pq.ParquetFile(file) as parquet:
-                for group in range(parquet.num_row_groups):
-                    for row, uid in enumerate(parquet.read_row_group(group, columns=["uid"]).column("uid").to_pylist()):
-                        self._rows.setdefault(uid, []).append((file, group, row))
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(f"cannot read the trajectories {file} ({error}): move the file away") from error
-
-    def of(self, key: str, most: int) -> list[StoredTrajectory]:
-        """At most `most` rollouts."""
-        groups: dict[tuple[Path, int], list[StoredTrajectory]] = {}
-        found = []
-        for file, group, row in self._rows.get(key, [])[:most]:
-            if (file, group) not in groups:
-                groups[file, group] = read_row_group(file, group)
-            found.append(groups[file, group][row])
-        return found
+    tool: str
+    query: str
+    failure: str
+    hits: list[dict[str, str]]  # title, url, summary
 
 
-def counted(attempts: str) -> list[dict[str, Any]]:
-    """The column `Candidate.attempts` as dictionaries; nothing where it is empty or of another make."""
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """One rollout of the policy."""
+
+    correct: bool | None
+    answer: str
+    image_searches: int
+    text_searches: int
+    searches: list[Search]
+
+
+def attempts_of(text: str) -> list[Tried]:
+    """The column `Candidate.attempts`; nothing where it is empty or of another make."""
     try:
-        found = json.loads(attempts) if attempts else []
-    except ValueError:  # written by other software; the page shows no attempts
+        return [_tried(entry) for entry in json.loads(text)] if text else []
+    except (ValueError, TypeError, AttributeError):  # written by other software; the page shows no attempts
         return []
-    return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
+
+
+def _tried(entry: dict[str, Any]) -> Tried:
+    searches = [
+        Search(
+            tool=str(search.get("tool") or ""),
+            query=str(search.get("query") or ""),
+            failure=str(search.get("failure") or ""),
+            hits=[{name: str(hit.get(name) or "") for name in ("title", "url", "summary")} for hit in search.get("hits") or ()],
+        )
+        for search in entry.get("searches") or ()
+    ]
+    correct, answer = entry.get("correct"), str(entry.get("answer") or "")
+    counts = (int(entry.get("image_searches") or 0), int(entry.get("text_searches") or 0))
+    return Tried(None if correct is None else bool(correct), answer, *counts, searches)

@@ -46,9 +46,7 @@ class Browser:
         self._session = aiohttp.ClientSession()
         try:
             async with asyncio.timeout(SECONDS):
-                while not (port_file.exists() and port_file.read_text().strip()):
-                    await asyncio.sleep(0.05)
-                port = port_file.read_text().split()[0]
+                port = await _port(port_file)
                 async with self._session.get(f"http://127.0.0.1:{port}/json") as answer:
                     pages = [target for target in await answer.json() if target["type"] == "page"]
                 self._socket = await self._session.ws_connect(pages[0]["webSocketDebuggerUrl"], max_msg_size=0)
@@ -131,5 +129,17 @@ class Browser:
         await self.send("Emulation.setTouchEmulationEnabled", enabled=phone)
         await self.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
 
-    async def screenshot(self, path: Path) -> None:
-        path.write_bytes(base64.b64decode((await self.send("Page.captureScreenshot", format="png"))["data"]))
+    async def screenshot(self) -> bytes:
+        """PNG of what is seen."""
+        return base64.b64decode((await self.send("Page.captureScreenshot", format="png"))["data"])
+
+
+async def _port(file: Path) -> str:
+    """What the browser writes when it is ready."""
+    while not (told := _words(file)):
+        await asyncio.sleep(0.05)
+    return told[0]
+
+
+def _words(file: Path) -> list[str]:
+    return file.read_text().split() if file.exists() else []

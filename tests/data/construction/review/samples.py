@@ -10,8 +10,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from mmsr_ray.data.construction.candidate import Candidate, key_of, write
-from mmsr_ray.evaluation.trajectories import write_trajectories
-from tests.observability.episodes import ATTACK, searching
+from tests.observability.episodes import ATTACK
 
 PAGE = (
     "The Halden Bridge was opened in 1931. Its architect, Mira Oswin, had worked on the harbour of the same town before.\n\n"
@@ -29,8 +28,21 @@ def picture(number: int, size: tuple[int, int] = (480, 320)) -> bytes:
     return out.getvalue()
 
 
+def attempt(rollout: int) -> dict[str, object]:
+    """As `attempts.to_json` writes them, hostile pages among what was found."""
+    hits = [
+        {"title": "Halden Bridge", "url": "https://pages.example/a", "summary": "Its architect was Mira Oswin."},
+        {"title": "Bad" + ATTACK, "url": "javascript:alert(1)", "summary": ATTACK},
+    ]
+    image = {"tool": "image", "query": "", "failure": None, "hits": [{**hit, "summary": ""} for hit in hits]}
+    text = {"tool": "text", "query": "architect of the Halden Bridge", "failure": None, "hits": hits}
+    lost = {"tool": "text", "query": "Halden", "failure": "no_results", "hits": []}
+    right = rollout % 3 == 0
+    answer = "Mira Oswin" if right else "Ada Stone" + ATTACK
+    return {"correct": right, "image_searches": 1, "text_searches": 2, "answer": answer, "searches": [image, text, lost]}
+
+
 def candidate(number: int) -> Candidate:
-    attempts = [{"correct": rollout % 3 == 0, "image_searches": 1, "text_searches": rollout % 2} for rollout in range(8)]
     return Candidate(
         key_of("candidate", str(number)),
         concept="Halden Bridge",
@@ -47,7 +59,7 @@ def candidate(number: int) -> Candidate:
         aliases=("M. Oswin",),
         category="Places",
         need="mix_required",
-        attempts=json.dumps(attempts),
+        attempts=json.dumps([attempt(rollout) for rollout in range(8)]),
     )
 
 
@@ -68,9 +80,6 @@ def hostile(number: int) -> Candidate:
     )
 
 
-def make_run(folder: Path, candidates: list[Candidate], *, rollouts: bool = True) -> Path:
+def make_run(folder: Path, candidates: list[Candidate]) -> Path:
     write(folder / "05_balance.parquet", candidates)
-    if rollouts:
-        pairs = [searching(c.key) for c in candidates for _ in range(2)]
-        write_trajectories(folder / "trajectories" / "balance.parquet", pairs, split="balance")
     return folder

@@ -14,7 +14,7 @@ from aiohttp.test_utils import TestServer
 from mmsr_ray.data.construction.review import access
 from mmsr_ray.data.construction.review.app import MOST_BYTES, Review
 from mmsr_ray.data.construction.review.pages import MARKS, PAGE_CHARS, marked
-from mmsr_ray.data.construction.review.stage import Attempts, Stage
+from mmsr_ray.data.construction.review.stage import Stage
 from mmsr_ray.data.construction.review.store import Store
 from mmsr_ray.data.construction.review.verdicts import REASONS, ReviewError, Verdict
 from tests.data.construction.review.samples import candidate, hostile, make_run
@@ -54,7 +54,7 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
     run = make_run(tmp_path, [ONE, HOSTILE, candidate(2)])
     stage, store = Stage(run / "05_balance.parquet"), Store(run / "review.sqlite")
     store.begin(stage.contents, 2)
-    server = TestServer(Review(store, stage, Attempts(run), 0).app())
+    server = TestServer(Review(store, stage, 0).app())
     await server.start_server()
     made = Site(store, stage, server)
     yield made
@@ -63,6 +63,11 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
     await server.close()
     store.close()
     stage.close()
+
+
+def bytes_of(run: Path) -> bytes:
+    """The review's file and its journals."""
+    return b"".join(file.read_bytes() for file in run.glob("review.sqlite*"))
 
 
 PATHS = ["/", "/next", "/overview", f"/item/{ONE.key}", f"/picture/{ONE.key}", "/enter/guess"]
@@ -93,7 +98,7 @@ async def test_a_write_needs_the_cookie_and_our_own_page(site: Site) -> None:
 async def test_tokens_are_not_in_the_file_and_a_new_link_ends_the_old(site: Site, tmp_path: Path) -> None:
     ann = await site.enter("ann")
     assert (await ann.get("/overview")).status == 200
-    data = b"".join(file.read_bytes() for file in tmp_path.glob("review.sqlite*"))
+    data = bytes_of(tmp_path)
     assert site.tokens["ann"].encode() not in data
     assert access.hashed(site.tokens["ann"]).encode() in data
     access.invite(site.store, "ann")
@@ -132,8 +137,8 @@ async def test_a_page_shows_all_that_a_verdict_needs(site: Site) -> None:
         "CC BY 4.0",
         "3 of 8 right",
         "text search",
-        "Ada at work",
-        "data:image/png",
+        "architect of the Halden Bridge",
+        "no results",
     ):
         assert wanted in text
     picture = await ann.get(f"/picture/{ONE.key}")

@@ -18,7 +18,7 @@ from mmsr_ray.data.construction.review import exchange
 from mmsr_ray.data.construction.review.exchange import BadFile
 from mmsr_ray.data.construction.review.stage import Stage, content_of
 from mmsr_ray.data.construction.review.store import Store
-from mmsr_ray.data.construction.review.verdicts import MAX_ANSWER, OTHER, REASONS, Decision, Verdict, Words, complaint
+from mmsr_ray.data.construction.review.verdicts import OTHER, REASONS, Decision, Verdict, Words, complaint
 from tests.data.construction.review.samples import candidate, make_run
 
 CANDIDATES = [candidate(n) for n in range(5)]
@@ -51,7 +51,7 @@ def decisions(draw: st.DrawFn) -> Decision:
 
 @pytest.fixture
 def stage(tmp_path: Path) -> Iterator[Stage]:
-    opened = Stage(make_run(tmp_path, [*CANDIDATES, replace(candidate(7), status="no image")], rollouts=False) / "05_balance.parquet")
+    opened = Stage(make_run(tmp_path, [*CANDIDATES, replace(candidate(7), status="no image")]) / "05_balance.parquet")
     yield opened
     opened.close()
 

@@ -1,4 +1,4 @@
-"""Candidates by key, and what the policy made of them."""
+"""Candidates by key."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 from mmsr_ray.data.construction.candidate import write
-from mmsr_ray.data.construction.review.stage import Attempts, Difference, Stage, content_of, counted, difference, newest_stage
+from mmsr_ray.data.construction.review.stage import Difference, Stage, Tried, attempts_of, content_of, difference, newest_stage
 from mmsr_ray.data.construction.review.verdicts import ReviewError
-from mmsr_ray.data.schema import DataError
-from tests.data.construction.review.samples import candidate, make_run
+from tests.data.construction.review.samples import candidate
 
 
 def test_every_kept_candidate_is_found_by_its_key(tmp_path: Path) -> None:
@@ -53,20 +52,14 @@ def test_a_key_twice_is_refused(tmp_path: Path) -> None:
         Stage(tmp_path / "stage.parquet")
 
 
-def test_attempts_are_found_and_at_most_so_many(tmp_path: Path) -> None:
-    run = make_run(tmp_path, [candidate(n) for n in range(12)])
-    attempts = Attempts(run)
-    found = attempts.of(candidate(9).key, 8)
-    assert [episode.uid for episode in found] == [candidate(9).key] * 2
-    assert found[0].turns[0].hits[0].thumbnail
-    assert len(attempts.of(candidate(9).key, 1)) == 1
-    assert attempts.of("nobody", 8) == []
-    (run / "trajectories" / "x.parquet").write_bytes(b"broken")
-    with pytest.raises(DataError, match="cannot read the trajectories"):
-        Attempts(run)
-
-
-@pytest.mark.parametrize("text", ["", "not JSON", "{}", "[1, null]"])
+@pytest.mark.parametrize("text", ["", "not JSON", "3", "[1, null]", '[{"searches": 3}]', '[{"image_searches": "many"}]'])
 def test_attempts_of_another_make_are_none(text: str) -> None:
-    assert counted(text) == []
-    assert counted('[{"correct": true}]') == [{"correct": True}]
+    assert attempts_of(text) == []
+
+
+def test_attempts_are_read_as_far_as_they_are_told() -> None:
+    assert attempts_of('[{"correct": true}, {}]') == [Tried(True, "", 0, 0, []), Tried(None, "", 0, 0, [])]
+    full = attempts_of(candidate(0).attempts)
+    assert [one.correct for one in full] == [n % 3 == 0 for n in range(8)]
+    assert [search.tool for search in full[0].searches] == ["image", "text", "text"]
+    assert full[0].searches[1].hits[0]["summary"] == "Its architect was Mira Oswin."

@@ -90,6 +90,12 @@ def test_an_undo_is_a_row_more_and_gives_the_words_back_as_a_draft(store: Store)
         store.save(decision("k1", "ann", Verdict.WITHDRAWN), 2)
 
 
+def test_a_draft_outlives_an_acceptance(store: Store) -> None:
+    store.save_draft("k1", "ann", "c1", 5, {"question": "typed"})
+    store.save(decision("k1", "ann"), 0)
+    assert store.draft("k1", "ann") == {"edited": 5, "body": {"question": "typed"}}
+
+
 def test_drafts_are_each_ones_own_and_never_go_back(store: Store) -> None:
     assert store.save_draft("k1", "ann", "c1", 20, {"answer": "new"})
     assert not store.save_draft("k1", "ann", "c1", 10, {"answer": "late arrival of an old one"})
