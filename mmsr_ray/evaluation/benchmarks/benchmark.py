@@ -51,9 +51,7 @@ class Benchmark:
     bad: BadRows
     left_out: Counter[str]
     config: DataConfig
-    _good: dict[str, bool] = field(
-        default_factory=dict, init=False, repr=False
-    )  # uid -> whether its picture is, as far as it was looked at
+    _good: dict[str, bool] = field(default_factory=dict, init=False, repr=False)  # by uid: pictures that were looked at
 
     def __post_init__(self) -> None:
         """Raises DataError for a wrong number of questions, or none."""
