@@ -17,8 +17,8 @@ from mmsr_ray.data.cursor import digest
 from mmsr_ray.data.reader import IndexRow, rank, read_index
 from mmsr_ray.data.schema import BadRows
 from mmsr_ray.data.stream import stream_samples
+from mmsr_ray.evaluation.benchmarks import open_benchmark
 from mmsr_ray.evaluation.run import Question
-from mmsr_ray.evaluation.settings import name_of
 from mmsr_ray.types import Sample
 
 HELD_OUT = "test"  # name of data.test, the benchmark where none is named
@@ -26,7 +26,7 @@ HELD_OUT = "test"  # name of data.test, the benchmark where none is named
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Questions in one parquet file, folder or glob (FVQA schema). `limit` of them are asked; 0: all."""
+    """Questions of `path`, for messages. `limit` of them are asked; 0: all."""
 
     name: str
     path: str
@@ -37,8 +37,18 @@ class Benchmark:
 
     @classmethod
     def of(cls, name: str, path: str, config: Config) -> Self:
-        """Reads everything but pictures. Raises DataError."""
+        """Of the FVQA schema. Reads everything but pictures. Raises DataError."""
         return cls(name, path, read_index(path, config.data).rows, config.data, config.evaluation.questions, config.run.seed)
+
+    @classmethod
+    def opened(cls, what: str, config: Config) -> Self:
+        """Of what `benchmarks.open_benchmark` understands. Looks at the pictures of a published set that is asked as a whole, because a
+        bad one makes its number of questions wrong. Raises DataError.
+        """
+        found = open_benchmark(what, config.data)
+        whole = found.size is not None and not config.evaluation.questions
+        rows = found.with_pictures() if whole else found.rows
+        return cls(found.name, found.source, rows, config.data, config.evaluation.questions, config.run.seed)
 
     @property
     def digest(self) -> str:
@@ -72,8 +82,6 @@ class Benchmark:
 
 
 def benchmarks_of(config: Config) -> list[Benchmark]:
-    """Those of `evaluation.benchmarks`: paths, named after their file; without any, `data.test`. Raises DataError."""
-    paths = config.evaluation.benchmarks
-    if not paths:
-        return [Benchmark.of(HELD_OUT, config.data.test, config)]
-    return [Benchmark.of(name_of(path), path, config) for path in paths]
+    """Those of `evaluation.benchmarks`; without any, `data.test`. Raises DataError."""
+    named = config.evaluation.benchmarks
+    return [Benchmark.opened(what, config) for what in named] or [Benchmark.of(HELD_OUT, config.data.test, config)]
