@@ -17,15 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
-from jobs.engines import answering
+from jobs.engines import answering, queue_length
 from mmsr_ray.config import Config, to_dict
 from mmsr_ray.evaluation.answers import FILE, Answer, Answers
 from mmsr_ray.evaluation.metrics import measure
 from mmsr_ray.evaluation.questions import Benchmark, benchmarks_of
 from mmsr_ray.evaluation.rows import GRACE_SECONDS
-from mmsr_ray.evaluation.run import Ended, ask
+from mmsr_ray.evaluation.run import Ended, Question, ask
 from mmsr_ray.evaluation.trajectories import TrajectoryRow, trajectory_row, write_rows
 from mmsr_ray.types import Outcome
 
@@ -79,14 +80,27 @@ def _ask_what_is_open(config: Config, benchmarks: Sequence[Benchmark], answers: 
         return {}
     with answering(config) as runners:
         logger.info("%d engines up, %d answers are there already", len(runners), before)
-        ended = ask(
-            runners,
-            chain([first], stream),
-            inflight_per_runner=config.rollout.max_num_seqs,
-            sample_seconds=(config.rollout.infra_retries + 1) * config.agent.deadline_seconds + GRACE_SECONDS,
-            deadline_seconds=config.evaluation.deadline_seconds * len(benchmarks) * len(config.evaluation.workflows),
-        )
-        return _keep(ended, answers, before, _size(config, benchmarks))
+        return ask_and_keep(config, runners, chain([first], stream), answers, len(benchmarks), before, _size(config, benchmarks))
+
+
+def ask_and_keep(
+    config: Config,
+    runners: Sequence[ActorHandle],
+    questions: Iterable[Question],
+    answers: Answers,
+    benchmarks: int = 1,
+    before: int = 0,
+    total: int = 0,
+) -> Lost:
+    """Questions of so many benchmarks; answers go to disk as they come. `before` of `total` are there already, for the log."""
+    ended = ask(
+        runners,
+        questions,
+        inflight_per_runner=queue_length(config),
+        sample_seconds=(config.rollout.infra_retries + 1) * config.agent.deadline_seconds + GRACE_SECONDS,
+        deadline_seconds=config.evaluation.deadline_seconds * benchmarks * len(config.evaluation.workflows),
+    )
+    return _keep(ended, answers, before, total)
 
 
 def _size(config: Config, benchmarks: Sequence[Benchmark]) -> int:
@@ -95,7 +109,6 @@ def _size(config: Config, benchmarks: Sequence[Benchmark]) -> int:
 
 
 def _keep(landings: Iterable[list[Ended]], answers: Answers, before: int, total: int) -> Lost:
-    """Answers go to disk as they come."""
     lost: Lost = defaultdict(set)
     count, told = before, time.monotonic()
     for landed in landings:
