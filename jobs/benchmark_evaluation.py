@@ -22,9 +22,9 @@ from jobs.benchmark_rows import row
 from jobs.engines import answering
 from jobs.evaluate_model import ask_and_keep
 from mmsr_ray.config import Config
-from mmsr_ray.data.reader import read_samples
+from mmsr_ray.data.reader import read_index, read_samples
 from mmsr_ray.evaluation.answers import FILE, Answers
-from mmsr_ray.evaluation.questions import Benchmark
+from mmsr_ray.evaluation.questions import QuestionSet
 from mmsr_ray.rollout.measure import Rate, bare_rate
 
 QUESTIONS = 512
@@ -54,9 +54,10 @@ def _rate(config: Config, runners: Sequence[ActorHandle]) -> Rate:
 
 
 def _round(config: Config, runners: Sequence[ActorHandle]) -> Rate:
-    benchmark = Benchmark.of("train", config.data.train, config)
+    rows = read_index(config.data.train, config.data).rows
+    questions = QuestionSet("train", config.data.train, rows, config.data, QUESTIONS, config.run.seed)
     with tempfile.TemporaryDirectory() as folder, Answers(Path(folder) / FILE, {}) as answers:
-        stream = benchmark.open_questions({"direct": ()})
+        stream = questions.open_questions({"direct": ()})
         first = next(stream)
         began = time.perf_counter()
         lost = ask_and_keep(config, runners, chain([first], stream), answers)

@@ -11,7 +11,7 @@ WORKFLOWS = ("on_demand", "direct", "rag")
 @dataclass
 class EvaluationConfig:
     label: str = ""  # of the model in tables, by jobs/evaluate.py; "": from model.path
-    benchmarks: list[str] = field(default_factory=list)  # of jobs/evaluate.py: parquet files, folders or globs; none: data.test
+    benchmarks: list[str] = field(default_factory=list)  # names or paths (evaluation/benchmarks); none: data.test
     questions: int = 0  # 0: all
     workflows: list[str] = field(default_factory=lambda: ["on_demand", "direct", "rag"])
     judge_all: bool = False  # the judge decides about every answer; exact match and SubEM are reported beside it and decide nothing
@@ -24,8 +24,15 @@ class EvaluationConfig:
 
 
 def name_of(benchmark: str) -> str:
-    """A benchmark's name in rows and files: of a file, its own without ending."""
-    return PurePath(benchmark.rstrip("/")).stem
+    """A benchmark's name in rows and files: what stands before "=", else the name, or that of the file without its ending."""
+    name, given, path = benchmark.partition("=")
+    return name if given else PurePath(path or name.rstrip("/")).stem
+
+
+def path_of(benchmark: str) -> tuple[str, str]:
+    """("NAME=" or "", path or published name) of what `evaluation.benchmarks` names."""
+    name, given, path = benchmark.partition("=")
+    return (f"{name}=", path) if given else ("", benchmark)
 
 
 def label_of(model_path: str) -> str:
@@ -55,7 +62,7 @@ def complaint(c: EvaluationConfig, *, judge: bool) -> str:
         return "evaluation.every_steps needs a workflow in evaluation.workflows_during: on_demand is the one that is trained"
     names = [name_of(path) for path in c.benchmarks]
     if len(set(names)) < len(names):
-        return f"evaluation.benchmarks names {', '.join(sorted(names))}: rows and files are told apart by these names, so give each file its own"
+        return f"evaluation.benchmarks names {', '.join(sorted(names))}: rows and files are told apart by these names, so give each its own, as in NAME=PATH"
     if not c.workflows:
         return f"evaluation.workflows names none: choose from {', '.join(WORKFLOWS)}"
     unknown = sorted({*c.workflows, *c.workflows_during} - set(WORKFLOWS))
