@@ -1,8 +1,8 @@
 """The Atlas web: one HTTP server with the shapes of the real services (spec §2.3).
 
 `/search.json` speaks SerpAPI (engines `google_lens` and `google`), `/wiki/*` and `/journal/*` are HTML pages,
-`/reader/<url>` answers as Jina Reader does, `/v1/chat/completions` as an OpenAI-compatible summariser, `/upload` is
-an image host. On request it is slow, fails, limits, returns garbage or never answers: `Faults`, changed while it runs by
+`/reader/<url>` answers as Jina Reader does, `/v1/chat/completions` as an OpenAI-compatible service (the models `atlas-oracle` and
+`atlas-worldly` play the policy as Atlas's teachers, every other name is a summariser), `/upload` is an image host. On request it is slow, fails, limits, returns garbage or never answers: `Faults`, changed while it runs by
 PUT /faults.
 
     python -m mmsr_ray.atlas.web --seed 0 --port 0 --ready FILE
@@ -28,12 +28,14 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from mmsr_ray.atlas import search
+from mmsr_ray.atlas import chat, search
 from mmsr_ray.atlas.latency import seconds_of
+from mmsr_ray.atlas.oracle import TEACHERS, Teacher
 from mmsr_ray.atlas.world import World
 
 log = logging.getLogger(__name__)
 MAX_UPLOAD = 20_000_000
+POLICY = "atlas-"  # models of this name and a teacher's
 _TAG = re.compile(r"<[^>]+>")
 
 
@@ -200,10 +202,16 @@ class AtlasWeb:
 
     async def chat(self, request: web.Request) -> web.Response:
         """An OpenAI-shaped model that can do one thing: condense the page in the last message for the question at its end."""
+        asked: dict[str, Any] = {}
         try:
-            content = (await request.json())["messages"][-1]["content"]
+            asked = await request.json()
+            if str(asked["model"]).startswith(POLICY):
+                return self._policy(asked)
+            content = asked["messages"][-1]["content"]
         except (json.JSONDecodeError, KeyError, IndexError, TypeError):
-            return web.json_response({"error": {"message": "`messages` is missing", "type": "invalid_request_error"}}, status=400)
+            return web.json_response(
+                {"error": {"message": "`model` or `messages` is missing", "type": "invalid_request_error"}}, status=400
+            )
         text = content if isinstance(content, str) else " ".join(part.get("text", "") for part in content)
         page = max(text.split("\n\n"), key=len)  # whatever surrounds it, the page is the longest paragraph ...
         question = text.rpartition(":")[2]  # ... and the question comes last
@@ -211,6 +219,24 @@ class AtlasWeb:
         message = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": answer}}
         usage = {"prompt_tokens": len(text) // 4, "completion_tokens": len(answer) // 4, "total_tokens": (len(text) + len(answer)) // 4}
         return web.json_response({"id": "atlas", "object": "chat.completion", "model": "atlas", "choices": [message], "usage": usage})
+
+    def _policy(self, asked: dict[str, Any]) -> web.Response:
+        name, messages = asked["model"].removeprefix(POLICY), asked["messages"]
+        if name not in TEACHERS:
+            error = {"message": f"there is no model {asked['model']}", "type": "invalid_request_error", "code": "model_not_found"}
+            return web.json_response({"error": error}, status=404)
+        try:
+            said = chat.say(Teacher(self.world, name), messages)
+        except chat.NotUnderstood as error:
+            return web.json_response({"error": {"message": str(error), "type": "invalid_request_error"}}, status=400)
+        words = said.split()
+        most = asked.get("max_tokens", len(words))
+        cut = len(words) > most
+        text = " ".join(words[:most]) if cut else said
+        prompt = sum(len(chat.text_of(message["content"])) for message in messages) // 4 + 4 * chat.pictures_in(messages)
+        usage = {"prompt_tokens": prompt, "completion_tokens": len(text.split())}
+        choice = {"index": 0, "finish_reason": "length" if cut else "stop", "message": {"role": "assistant", "content": text}}
+        return web.json_response({"id": "atlas", "object": "chat.completion", "model": asked["model"], "choices": [choice], "usage": usage})
 
     @staticmethod
     def _url(request: web.Request, path: str) -> str:

@@ -28,6 +28,7 @@ from mmsr_ray.tools import tape
 from mmsr_ray.tools.errors import Redactor, ToolsError
 from mmsr_ray.tools.measures import Measures, add
 from mmsr_ray.tools.providers.base import Keys
+from mmsr_ray.tools.providers.models import Request
 from mmsr_ray.tools.tape import Call, Tape, TapeDamaged
 from mmsr_ray.types import ImageHit, TextHit, ToolFailure, ToolKind, ToolResult
 
@@ -42,6 +43,8 @@ class Searches(Protocol):
     async def text_search(self, query: str, question: str) -> ToolResult: ...
 
     async def judge(self, case: Case) -> ToolResult: ...
+
+    async def complete(self, request: Request) -> ToolResult: ...
 
     async def problems(self) -> list[str]: ...
 
@@ -104,6 +107,11 @@ class Taped:
         live = self._live
         ask = None if live is None else lambda: live.judge(case)
         return await self._call(Call(ToolKind.JUDGE, case.key, case.question, self._topk), ask)
+
+    async def complete(self, request: Request) -> ToolResult:
+        live = self._live
+        ask = None if live is None else lambda: live.complete(request)
+        return await self._call(Call(ToolKind.MODEL, request.key, "", self._topk), ask)
 
     async def _call(self, call: Call, ask: Callable[[], Awaitable[ToolResult]] | None) -> ToolResult:
         """The boundary: a tape that cannot be read or written is a typed failure too."""
