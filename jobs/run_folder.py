@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mmsr_ray.config import Config, ConfigError, ToolsConfig, to_yaml
-from mmsr_ray.evaluation.settings import path_of
+from mmsr_ray.evaluation.settings import name_and_path
 from mmsr_ray.evaluation.summary import config_hash, write_json
 from mmsr_ray.observability.progress import Progress
 from mmsr_ray.tools.providers import services
@@ -48,8 +48,10 @@ def with_absolute_paths(config: Config) -> Config:
 
 def _absolute_benchmark(benchmark: str, absolute: Callable[[str], str]) -> str:
     """Names of published ones stay."""
-    name, path = path_of(benchmark)
-    return name + absolute(path) if name or any(mark in path for mark in "/.*") else benchmark
+    name, path = name_and_path(benchmark)
+    if path != benchmark:
+        return f"{name}={absolute(path)}"
+    return absolute(path) if any(mark in path for mark in "/.*") else path
 
 
 def _absolute_tools(tools: ToolsConfig, absolute: Callable[[str], str]) -> ToolsConfig:

@@ -66,12 +66,17 @@ class QuestionSet:
 
 
 def question_sets(config: Config) -> list[QuestionSet]:
-    """Of `evaluation.benchmarks`, as `open_benchmark` takes them; without any, of `data.test`. Raises DataError."""
+    """Of `evaluation.benchmarks`, as `open_benchmark` takes them; without any, of `data.test`. Raises DataError.
+
+    Looks at the pictures of a published set that is asked as a whole: a bad one makes its number of questions wrong.
+    """
+    limit, seed = config.evaluation.questions, config.run.seed
     if not config.evaluation.benchmarks:
         path = config.data.test
-        found = [(HELD_OUT, path, read_index(path, config.data).rows)]
-    else:
-        opened = [open_benchmark(name, config.data) for name in config.evaluation.benchmarks]
-        found = [(benchmark.name, benchmark.source, benchmark.rows) for benchmark in opened]
-    limit, seed = config.evaluation.questions, config.run.seed
-    return [QuestionSet(name, source, rows, config.data, limit, seed) for name, source, rows in found]
+        return [QuestionSet(HELD_OUT, path, read_index(path, config.data).rows, config.data, limit, seed)]
+    sets = []
+    for named in config.evaluation.benchmarks:
+        found = open_benchmark(named, config.data)
+        rows = found.with_pictures() if found.size is not None and not limit else found.rows
+        sets.append(QuestionSet(found.name, found.source, rows, config.data, limit, seed))
+    return sets

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import PurePath
 
@@ -9,12 +10,13 @@ from mmsr_ray.agent.seeds import seed_of
 from mmsr_ray.types import Sampling
 
 WORKFLOWS = ("on_demand", "direct", "rag")
+_NAMED = re.compile(r"([A-Za-z0-9_.-]+)=(.+)")
 
 
 @dataclass
 class EvaluationConfig:
     label: str = ""  # of the model in tables, by jobs/evaluate.py; "": from model.path
-    benchmarks: list[str] = field(default_factory=list)  # names or paths (evaluation/benchmarks); none: data.test
+    benchmarks: list[str] = field(default_factory=list)  # names of evaluation/benchmarks, paths, or NAME=PATH; none: data.test
     questions: int = 0  # 0: all
     temperature: float = 0.0  # 0: greedy; above, answers follow from run.seed: the tries of a teacher (jobs/sft.py)
     workflows: list[str] = field(default_factory=lambda: ["on_demand", "direct", "rag"])
@@ -27,16 +29,15 @@ class EvaluationConfig:
     workflows_during: list[str] = field(default_factory=lambda: ["on_demand"])  # the first decides which checkpoint is the best
 
 
+def name_and_path(benchmark: str) -> tuple[str, str]:
+    """(name, path) of NAME=PATH; what has no "=" after a plain name is a path, or the name of a published set, and named after itself."""
+    named = _NAMED.fullmatch(benchmark)
+    return (named[1], named[2]) if named else (PurePath(benchmark.rstrip("/")).stem, benchmark)
+
+
 def name_of(benchmark: str) -> str:
-    """A benchmark's name in rows and files: what stands before "=", else the name, or that of the file without its ending."""
-    name, given, path = benchmark.partition("=")
-    return name if given else PurePath(path or name.rstrip("/")).stem
-
-
-def path_of(benchmark: str) -> tuple[str, str]:
-    """("NAME=" or "", path or published name) of what `evaluation.benchmarks` names."""
-    name, given, path = benchmark.partition("=")
-    return (f"{name}=", path) if given else ("", benchmark)
+    """A benchmark's name in rows and files: as it was called, or of a file its own without ending."""
+    return name_and_path(benchmark)[0]
 
 
 def label_of(model_path: str) -> str:
