@@ -7,10 +7,9 @@ questions that are about to be asked are in memory.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Self
 
 from mmsr_ray.config import Config, DataConfig
 from mmsr_ray.data.cursor import digest
@@ -25,30 +24,15 @@ HELD_OUT = "test"  # name of data.test, the benchmark where none is named
 
 
 @dataclass(frozen=True)
-class Benchmark:
-    """Questions of `path`, for messages. `limit` of them are asked; 0: all."""
+class QuestionSet:
+    """The questions of a benchmark, without pictures. `limit` of them are asked; 0: all."""
 
     name: str
-    path: str
-    rows: list[IndexRow]
+    source: str
+    rows: Sequence[IndexRow]
     config: DataConfig
     limit: int = 0
     seed: int = 0
-
-    @classmethod
-    def of(cls, name: str, path: str, config: Config) -> Self:
-        """Of the FVQA schema. Reads everything but pictures. Raises DataError."""
-        return cls(name, path, read_index(path, config.data).rows, config.data, config.evaluation.questions, config.run.seed)
-
-    @classmethod
-    def opened(cls, what: str, config: Config) -> Self:
-        """Of what `benchmarks.open_benchmark` understands. Looks at the pictures of a published set that is asked as a whole, because a
-        bad one makes its number of questions wrong. Raises DataError.
-        """
-        found = open_benchmark(what, config.data)
-        whole = found.size is not None and not config.evaluation.questions
-        rows = found.with_pictures() if whole else found.rows
-        return cls(found.name, found.source, rows, config.data, config.evaluation.questions, config.run.seed)
 
     @property
     def digest(self) -> str:
@@ -69,7 +53,7 @@ class Benchmark:
             for sample in stream_samples(open_rows, self.config, bad):
                 wanted -= 1
                 yield from (Question(sample, workflow, self.name) for workflow, uids in done.items() if sample.uid not in uids)
-        bad.log(self.path)
+        bad.log(self.source)
 
     def samples(self, uids: Collection[str]) -> Iterator[Sample]:
         """Those questions, in the order of the file."""
@@ -77,11 +61,22 @@ class Benchmark:
 
     def _in_order(self) -> list[IndexRow]:
         if not self.limit:
-            return self.rows
+            return list(self.rows)
         return sorted(self.rows, key=lambda row: (rank(row.fields.uid, self.seed, 0), row.fields.uid))
 
 
-def benchmarks_of(config: Config) -> list[Benchmark]:
-    """Those of `evaluation.benchmarks`; without any, `data.test`. Raises DataError."""
-    named = config.evaluation.benchmarks
-    return [Benchmark.opened(what, config) for what in named] or [Benchmark.of(HELD_OUT, config.data.test, config)]
+def question_sets(config: Config) -> list[QuestionSet]:
+    """Of `evaluation.benchmarks`, as `open_benchmark` takes them; without any, of `data.test`. Raises DataError.
+
+    Looks at the pictures of a published set that is asked as a whole: a bad one makes its number of questions wrong.
+    """
+    limit, seed = config.evaluation.questions, config.run.seed
+    if not config.evaluation.benchmarks:
+        path = config.data.test
+        return [QuestionSet(HELD_OUT, path, read_index(path, config.data).rows, config.data, limit, seed)]
+    sets = []
+    for named in config.evaluation.benchmarks:
+        found = open_benchmark(named, config.data)
+        rows = found.with_pictures() if found.size is not None and not limit else found.rows
+        sets.append(QuestionSet(found.name, found.source, rows, config.data, limit, seed))
+    return sets

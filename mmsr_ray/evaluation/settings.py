@@ -16,9 +16,7 @@ _NAMED = re.compile(r"([A-Za-z0-9_.-]+)=(.+)")
 @dataclass
 class EvaluationConfig:
     label: str = ""  # of the model in tables, by jobs/evaluate.py; "": from model.path
-    benchmarks: list[str] = field(
-        default_factory=list
-    )  # of jobs/evaluate.py: names of evaluation/benchmarks, paths, or NAME=PATH; none: data.test
+    benchmarks: list[str] = field(default_factory=list)  # names of evaluation/benchmarks, paths, or NAME=PATH; none: data.test
     questions: int = 0  # 0: all
     temperature: float = 0.0  # 0: greedy; above, answers follow from run.seed: the tries of a teacher (jobs/sft.py)
     workflows: list[str] = field(default_factory=lambda: ["on_demand", "direct", "rag"])
@@ -76,7 +74,7 @@ def complaint(c: EvaluationConfig, *, judge: bool) -> str:
         return "evaluation.every_steps needs a workflow in evaluation.workflows_during: on_demand is the one that is trained"
     names = [name_of(path) for path in c.benchmarks]
     if len(set(names)) < len(names):
-        return f"evaluation.benchmarks names {', '.join(sorted(names))}: rows and files are told apart by these names, so give each file its own"
+        return f"evaluation.benchmarks names {', '.join(sorted(names))}: rows and files are told apart by these names, so give each its own, as in NAME=PATH"
     if not c.workflows:
         return f"evaluation.workflows names none: choose from {', '.join(WORKFLOWS)}"
     unknown = sorted({*c.workflows, *c.workflows_during} - set(WORKFLOWS))

@@ -12,7 +12,7 @@ import ray
 from mmsr_ray.config import Config, load
 from mmsr_ray.data.schema import DataError
 from mmsr_ray.evaluation.benchmarks import PUBLISHED
-from mmsr_ray.evaluation.questions import benchmarks_of
+from mmsr_ray.evaluation.questions import question_sets
 from tests.evaluation.benchmarks import sets
 from tests.evaluation.benchmarks.sets import png
 
@@ -42,7 +42,7 @@ def test_questions_of_all_schemas_are_asked(tmp_path: Path, small: None, cluster
     sets.livevqa(tmp_path / "livevqa", 4)
     sets.jsonl(tmp_path / "own.jsonl", [{"question": "Who?", "answer": "Ada", "image": f"livevqa/image/{i}_news.png"} for i in range(4)])
     named = f"evaluation.benchmarks=[fvqa_test,mmsearch,simplevqa,livevqa,{tmp_path}/own.jsonl]"
-    benchmarks = benchmarks_of(config(named, f"data.benchmarks_dir={tmp_path}"))
+    benchmarks = question_sets(config(named, f"data.benchmarks_dir={tmp_path}"))
     assert [benchmark.name for benchmark in benchmarks] == ["fvqa_test", "mmsearch", "simplevqa", "livevqa", "own"]
     for benchmark in benchmarks:
         asked = list(benchmark.open_questions({"direct": {benchmark.rows[0].fields.uid}, "rag": set()}))
@@ -55,6 +55,6 @@ def test_questions_of_all_schemas_are_asked(tmp_path: Path, small: None, cluster
 def test_a_published_set_with_a_bad_picture_is_refused_before_it_is_asked(tmp_path: Path, small: None) -> None:
     named = f"evaluation.benchmarks=[livevqa={sets.livevqa(tmp_path, 4, query_image='gone.png')}]"
     with pytest.raises(DataError, match="livevqa has 3 usable questions where 4 are published; unusable: image file missing"):
-        benchmarks_of(config(named))
-    assert len(benchmarks_of(config(named, "data.benchmark_sizes=warn"))[0].rows) == 3
-    assert len(benchmarks_of(config(named, "evaluation.questions=2"))[0].rows) == 4, "the stream takes the next one"
+        question_sets(config(named))
+    assert len(question_sets(config(named, "data.benchmark_sizes=warn"))[0].rows) == 3
+    assert len(question_sets(config(named, "evaluation.questions=2"))[0].rows) == 4, "the stream takes the next one"
