@@ -143,7 +143,9 @@ def test_questions_of_several_workflows_end_as_they_come_and_a_reader_that_stops
     assert sorted((one.number, one.question.sample.uid, one.question.workflow) for one in ended) == [
         (number, question.sample.uid, question.workflow) for number, question in enumerate(mixed)
     ]
-    assert all(one.summary is not None and ray.get(one.trajectory) == (one.summary.uid, one.question.workflow) for one in ended)
+    for one in ended:
+        assert one.summary is not None and one.trajectory is not None
+        assert ray.get(one.trajectory) == (one.summary.uid, one.question.workflow)
 
     endless = (Question(sample, "direct") for _ in count() for sample in questions(3))
     stream = ask([start(tmp_path)], endless, inflight_per_runner=3, sample_seconds=30, deadline_seconds=60)
