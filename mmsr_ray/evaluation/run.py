@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -155,7 +155,7 @@ def ask(
     sample_seconds: float,
     deadline_seconds: float,
     attempts: int = 3,
-) -> Iterator[list[Ended]]:
+) -> Generator[list[Ended], None, None]:
     """Ask every question once over `runners` (SearchEnvRunner actors, or others with their `ping` and `evaluate_sample`).
 
     Yields, again and again, the questions that ended since the last time, in any order. What the caller does with them holds
