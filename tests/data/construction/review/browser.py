@@ -136,9 +136,10 @@ class Browser:
 
 async def _port(file: Path) -> str:
     """What the browser writes when it is ready."""
-    while not (told := _words(file)):
+    while True:
+        if told := _words(file):
+            return told[0]
         await asyncio.sleep(0.05)
-    return told[0]
 
 
 def _words(file: Path) -> list[str]:
