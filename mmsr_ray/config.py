@@ -17,6 +17,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mmsr_ray.algorithms.settings import SFTConfig
 from mmsr_ray.algorithms.settings import complaint as sft_complaint
+from mmsr_ray.data.construction.settings import ConstructionConfig
+from mmsr_ray.data.construction.settings import complaint as construction_complaint
 from mmsr_ray.evaluation.settings import EvaluationConfig, FindingsConfig
 from mmsr_ray.evaluation.settings import complaint as evaluation_complaint
 from mmsr_ray.learner.colocation import complaint as colocation_complaint
@@ -245,6 +247,7 @@ class Config:
     sft: SFTConfig = field(default_factory=SFTConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     findings: FindingsConfig = field(default_factory=FindingsConfig)
+    construction: ConstructionConfig = field(default_factory=ConstructionConfig)
     atlas: AtlasConfig = field(default_factory=AtlasConfig)
 
 
@@ -379,6 +382,8 @@ def validate(c: Config) -> None:
     _require(not said, said)
     _require(c.atlas.teacher in ("oracle", "worldly"), f"atlas.teacher={c.atlas.teacher!r}: choose oracle or worldly")
     said = loss_complaint(c.grpo.loss) or colocation_complaint(c.learner, c.rollout, c.grpo.staleness)
+    _require(not said, said)
+    said = construction_complaint(c.construction)
     _require(not said, said)
     said = evaluation_complaint(c.evaluation, judge=c.tools.judge.kind != "none")
     _require(not said, said)
