@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from mmsr_ray.data.construction.balance_settings import BalanceConfig
+from mmsr_ray.data.construction.balance_settings import complaint as balance_complaint
+
 
 @dataclass
 class ConstructionConfig:
@@ -31,6 +34,7 @@ class ConstructionConfig:
     picture_bits: int = 6  # two pictures whose 64-bit hashes differ in at most so many are the same
     question_likeness: float = 0.8  # Jaccard similarity of word shingles from which two questions about like pictures are the same
     test_sets: list[str] = field(default_factory=list)  # parquet files in the FVQA schema that the new set must not give away
+    balance: BalanceConfig = field(default_factory=BalanceConfig)
     # work
     in_flight: int = 32  # candidates that one worker has under way at once
     workers: int = 2  # Ray Data actors
@@ -54,4 +58,4 @@ def complaint(config: ConstructionConfig) -> str:
         return f"construction.picture_bits={c.picture_bits}: choose 0 (equal) to 15; beyond that, different pictures are alike"
     if not 0 < c.question_likeness <= 1:
         return f"construction.question_likeness={c.question_likeness}: choose a value above 0 and at most 1"
-    return ""
+    return balance_complaint(c.balance)
