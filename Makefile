@@ -1,21 +1,26 @@
-# make train   the whole default run on this machine: set-up, warm start, RL, evaluation, report
-# make test    what CI runs: lint, types, every test
-# make lint    lint and types only
-# make stop    stop a run that goes on in the background, and its local Ray
+# make train      the whole default run on this machine: set-up, warm start, RL, evaluation, report
+# make evaluate   the trained model on the held-out questions; another one by ARGS="model.path=..."
+# make test       what CI runs: lint, types, every test
+# make lint       lint and types only
+# make stop       stop a run that goes on in the background, and its local Ray
 PYTHON ?= python3
 EXTRA ?= cpu
 CONFIG ?= jobs/configs/atlas.yaml
+EVALUATION ?= jobs/configs/evaluate_atlas.yaml
 WORKERS ?= 2
 ARGS ?=
 VENV := .venv/bin
 
-.PHONY: setup train test lint format stop
+.PHONY: setup train evaluate test lint format stop
 
 setup:
 	@$(PYTHON) jobs/setup.py --extra $(EXTRA)
 
 train: setup
 	@$(VENV)/python jobs/submit.py -- python jobs/train.py --config $(CONFIG) run.dir=$(CURDIR)/runs $(ARGS)
+
+evaluate: setup
+	@$(VENV)/python jobs/submit.py -- python jobs/evaluate.py --config $(EVALUATION) run.dir=$(CURDIR)/runs $(ARGS)
 
 test: lint
 	@OMP_NUM_THREADS=1 $(VENV)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)

@@ -21,12 +21,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the jobs package, when this file is run as a script
 
+from jobs.command import TO_MEND, USERS_TO_MEND
 from jobs.connect import connect
 from jobs.evaluate import evaluate_in
 from jobs.run_folder import with_absolute_paths
 from jobs.sft import baseline
-from jobs.train import USERS_TO_MEND, train
-from mmsr_ray.algorithms.sft import SFTError
+from jobs.train import train
 from mmsr_ray.atlas.prepare import UNBALANCED, world_of
 from mmsr_ray.atlas.reading import rag_skills
 from mmsr_ray.config import Config, ConfigError, load
@@ -239,9 +239,9 @@ def main() -> int:
             raise ConfigError("findings.seeds is empty: name at least one seed")
         connect(config)
         results = [measure_seed(study, seed) for seed in config.findings.seeds]
-    except (*USERS_TO_MEND, SFTError) as error:  # one sentence says how
+    except USERS_TO_MEND as error:  # one sentence says how
         log.error("%s", error)
-        return 2
+        return TO_MEND
     found = findings(results)
     for finding in found:
         log.info("%d. %s: %s", finding.id, finding.verdict, finding.claim)

@@ -1,4 +1,4 @@
-"""Room on the cluster for a trial, before Tune starts it: Tune itself would wait for ever where it does not fit.
+"""Room on the cluster, before anything is started there: Tune itself would wait for ever for a trial that does not fit.
 
 Promise: what can never be met is told within a minute, with what was asked, what is there and what is missing. Waiting goes on, and
 is told every minute, only where it has a point: an autoscaler may add nodes, or others hold what is lacking now.
@@ -21,7 +21,7 @@ from ray.experimental.internal_kv import _internal_kv_get
 from ray.tune import PlacementGroupFactory
 from ray.util import remove_placement_group
 
-from mmsr_ray.algorithms.placement import Room, fit
+from mmsr_ray.algorithms.placement import Room, copies, fit
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +37,8 @@ class NoRoom(RuntimeError):
     """The bundles of a trial do not fit on the cluster: asked, available, missing."""
 
 
-def wait_for_room(wanted: PlacementGroupFactory, seconds: float) -> None:
-    """Reserve what a trial needs and let it go again; a reservation makes an autoscaler add nodes.
+def wait_for_room(wanted: PlacementGroupFactory, seconds: float, what: str = "training") -> None:
+    """Reserve what `what` needs and let it go again; a reservation makes an autoscaler add nodes.
 
     Raises NoRoom after `seconds`, and within a minute where neither more nodes nor less load could help.
     """
@@ -48,14 +48,19 @@ def wait_for_room(wanted: PlacementGroupFactory, seconds: float) -> None:
         while not ray.wait([ready], timeout=1.0)[0]:
             waited = time.monotonic() - began
             if waited > seconds:
-                raise NoRoom(f"no room for training within grpo.placement_seconds={seconds:.0f}: {_room_now(wanted)}; {REMEDY}")
+                raise NoRoom(f"no room for {what} within grpo.placement_seconds={seconds:.0f}: {_room_now(wanted)}; {REMEDY}")
             if waited > PATIENCE_SECONDS and not (room := _room(wanted)).enough and not autoscaler_runs():
-                raise NoRoom(f"training does not fit on this cluster, and no autoscaler adds nodes to it: {room}; {REMEDY}")
+                raise NoRoom(f"{what} does not fit on this cluster, and no autoscaler adds nodes to it: {room}; {REMEDY}")
             if waited > told:
-                logger.warning("training waits for %s: %s", _for_what(wanted), _room_now(wanted))
+                logger.warning("%s waits for %s: %s", what, _for_what(wanted), _room_now(wanted))
                 told += TELL_SECONDS
     finally:
         remove_placement_group(reservation)
+
+
+def free_room(bundle: Mapping[str, float]) -> int:
+    """How many such bundles fit on what is free now."""
+    return copies(bundle, list(available_resources_per_node().values()))
 
 
 def _for_what(wanted: PlacementGroupFactory) -> str:

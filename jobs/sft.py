@@ -10,8 +10,6 @@ Submit it again and finished stages are skipped. Exit status as of jobs/train.py
 
 from __future__ import annotations
 
-import argparse
-import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,17 +17,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the jobs package, when this file is run as a script
 
 from jobs.atlas_stage import world, write_taught
-from jobs.connect import connect
+from jobs.command import run_job
 from jobs.demonstrations import read_demonstrations
-from jobs.run_folder import RunFolder, with_absolute_paths
-from jobs.train import USERS_TO_MEND
+from jobs.run_folder import RunFolder
 from mmsr_ray.agent.prompts import PromptSet
-from mmsr_ray.algorithms.sft import MARK, Demonstrations, SFTError, fine_tune
-from mmsr_ray.config import Config, ConfigError, load
+from mmsr_ray.algorithms.sft import MARK, Demonstrations, fine_tune
+from mmsr_ray.config import Config, ConfigError
 from mmsr_ray.observability.progress import Progress
 from mmsr_ray.rollout.engine import load_codec
-
-logger = logging.getLogger("sft")
 
 
 def sft(
@@ -75,19 +70,7 @@ def baseline(config: Config) -> Path:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", help="a YAML file over the defaults of mmsr_ray/config.py")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="single settings, over the file's")
-    args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    try:
-        config = with_absolute_paths(load(args.config, args.overrides))
-        connect(config)
-        baseline(config)
-    except (*USERS_TO_MEND, SFTError) as error:  # one sentence says how
-        logger.error("%s", error)
-        return 2
-    return 0
+    return run_job("sft", __doc__, baseline)
 
 
 if __name__ == "__main__":

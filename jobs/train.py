@@ -10,41 +10,30 @@ stands at a checkpoint, and the same command with a higher budget goes on from i
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import logging
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the jobs package, when this file is run as a script
 
 from jobs.atlas_stage import world
-from jobs.connect import connect
+from jobs.command import run_job
 from jobs.demonstrations import source
 from jobs.reinforce import reinforce
-from jobs.room import NoRoom
-from jobs.run_folder import RunFolder, with_absolute_paths
+from jobs.run_folder import RunFolder
 from jobs.warm_start import warm_start
-from mmsr_ray.agent.prompts import PromptError, PromptSet
-from mmsr_ray.agent.template import CodecError
-from mmsr_ray.atlas.prepare import AtlasError
-from mmsr_ray.config import Config, ConfigError, load, to_dict
+from mmsr_ray.agent.prompts import PromptSet
+from mmsr_ray.config import Config, ConfigError, to_dict
 from mmsr_ray.data.reader import read_index
-from mmsr_ray.data.schema import DataError
 from mmsr_ray.evaluation.rows import describe, read_rows
 from mmsr_ray.evaluation.summary import write_summary
-from mmsr_ray.learner.durable import NotWritten
 from mmsr_ray.observability.browse import write_browser
 from mmsr_ray.observability.progress import Progress
 from mmsr_ray.observability.report import write_report
 from mmsr_ray.observability.trackers.follow import following, open_trackers
-from mmsr_ray.observability.trackers.port import TrackerError
 from mmsr_ray.rollout.engine import load_codec
 from mmsr_ray.tools.actor import start_tools
-from mmsr_ray.tools.errors import BudgetSpent, ToolsError
-
-OUT_OF_MONEY = 3
-USERS_TO_MEND = (ConfigError, DataError, ToolsError, CodecError, PromptError, AtlasError, NoRoom, NotWritten, TrackerError)
+from mmsr_ray.tools.errors import BudgetSpent
 
 
 def train(config: Config) -> Path:
@@ -84,7 +73,9 @@ def train(config: Config) -> Path:
 
 
 def check_inputs(config: Config) -> None:
-    """What a user can get wrong, found before anything is started. Raises CodecError, PromptError or DataError."""
+    """What a user can get wrong, found before anything is started. Raises ConfigError, CodecError, PromptError or DataError."""
+    if config.rollout.num_runners < 1:
+        raise ConfigError("rollout.num_runners=0 (as many as fit) is for evaluations: training needs a number, at least 1")
     load_codec(config)
     PromptSet.load(config.agent.prompts)
     for path in (config.data.train, config.data.test):
@@ -92,23 +83,7 @@ def check_inputs(config: Config) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", help="a YAML file over the defaults of mmsr_ray/config.py")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="single settings, over the file's")
-    args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    try:
-        config = with_absolute_paths(load(args.config, args.overrides))
-        connect(config)
-        folder = train(config)
-    except USERS_TO_MEND as error:  # one sentence says how
-        logging.getLogger("train").error("%s", error)
-        return 2
-    except BudgetSpent as spent:
-        logging.getLogger("train").error("%s", spent)
-        return OUT_OF_MONEY
-    logging.getLogger("train").info("report: %s", folder / "report.html")
-    return 0
+    return run_job("train", __doc__, train)
 
 
 if __name__ == "__main__":

@@ -159,7 +159,7 @@ class ToolsConfig:
 
 @dataclass
 class RolloutConfig:
-    num_runners: int = 1  # of the trial's placement group: training needs them
+    num_runners: int = 1  # of the trial's placement group: training needs them; 0: as many as fit (jobs/evaluate.py)
     max_runners: int = 0  # with elastic ones, which join and leave as nodes do; 0: num_runners, none of them
     cpus_per_runner: float = 1.0
     gpus_per_runner: float = 0.0
@@ -362,7 +362,11 @@ def validate(c: Config) -> None:
     _require(c.model.min_pixels <= c.model.max_pixels, "model.min_pixels exceeds model.max_pixels")
     said = learner_complaint(c.learner)
     _require(not said, said)
-    _require(c.rollout.num_runners >= 1, "rollout.num_runners must be at least 1")
+    _require(c.rollout.num_runners >= 0, "rollout.num_runners must be at least 1, or 0 in an evaluation (as many as fit)")
+    _require(
+        c.rollout.tensor_parallel == 1 or c.rollout.gpus_per_runner in (0, c.rollout.tensor_parallel),
+        f"rollout.tensor_parallel={c.rollout.tensor_parallel} splits an engine over as many GPUs: set rollout.gpus_per_runner to the same",
+    )
     _require(
         c.rollout.max_runners == 0 or c.rollout.max_runners >= c.rollout.num_runners,
         f"rollout.max_runners={c.rollout.max_runners} is below rollout.num_runners: raise it, or set 0 for no elastic runners",

@@ -6,10 +6,7 @@ difference shown. Others may change between two submissions and are told; where 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
-
-from mmsr_ray.evaluation.summary import LOCATIONS
+from mmsr_ray.differences import Settings, differences, said, under
 
 FIXED = (
     "run.seed",
@@ -46,39 +43,13 @@ FIXED = (
 )
 """Settings, or whole sections, of which a resumed run must not have others. The questions themselves are the feeder's to compare."""
 
-Settings = Mapping[str, Any]
-
-
-def differences(saved: Settings, now: Settings) -> dict[str, tuple[Any, Any]]:
-    """Dotted key -> (value in the checkpoint, value now) wherever they differ; None stands for absent. Locations are left out."""
-    old, new = dict(_flat(saved)), dict(_flat(now))
-    return {key: (old.get(key), new.get(key)) for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)}
-
 
 def refusal(saved: Settings, now: Settings) -> str:
     """Why the checkpoint is another run's, in one sentence; "" when it is not."""
-    other = {key: values for key, values in differences(saved, now).items() if _fixed(key)}
-    return f"the checkpoint is of another config: {_said(other)}; set it as it was, or start a run of another name" if other else ""
+    other = {key: values for key, values in differences(saved, now).items() if under(key, FIXED)}
+    return f"the checkpoint is of another config: {said(other)}; set it as it was, or start a run of another name" if other else ""
 
 
 def changes(saved: Settings, now: Settings) -> str:
     """What else is not as it was, in words; "" for nothing."""
-    return _said({key: values for key, values in differences(saved, now).items() if not _fixed(key)})
-
-
-def _said(found: Mapping[str, tuple[Any, Any]]) -> str:
-    return ", ".join(f"{key} was {old!r} and is {new!r}" for key, (old, new) in found.items())
-
-
-def _fixed(key: str) -> bool:
-    return any(key == fixed or key.startswith(f"{fixed}.") for fixed in FIXED)
-
-
-def _flat(settings: Settings, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in settings.items():
-        if prefix and key in LOCATIONS:
-            continue
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+    return said({key: values for key, values in differences(saved, now).items() if not under(key, FIXED)})

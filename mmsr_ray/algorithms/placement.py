@@ -77,6 +77,12 @@ def fit(bundles: Sequence[Resources], nodes: Sequence[Resources]) -> Room:
     return Room(kinds, best, asked, there)
 
 
+def copies(bundle: Resources, nodes: Sequence[Resources]) -> int:
+    """How many equal bundles, each of them something, the nodes can hold at once."""
+    wanted = _fixed(bundle)
+    return sum(min(node.get(name, 0) // amount for name, amount in wanted.items()) for node in map(_fixed, nodes))
+
+
 def amounts(resources: Iterable[tuple[str, int]]) -> str:
     """CPU 4, GPU 0.5."""
     return ", ".join(f"{name} {value / UNIT:g}" for name, value in sorted(resources)) or "nothing"

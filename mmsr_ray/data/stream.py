@@ -1,6 +1,7 @@
-"""The endless stream of training prompts on Ray Data: ordered by a hash, resumable from one place, pictures loaded late.
+"""Prompts on Ray Data, pictures loaded late: the endless stream of training, ordered by a hash and resumable from one place, and
+any list of questions once (`stream_samples`).
 
-Promise: the order within an epoch is that of `rank(uid, seed, epoch)`; it depends on nothing else, not on the number of
+Promise of the endless one: the order within an epoch is that of `rank(uid, seed, epoch)`; it depends on nothing else, not on the number of
 files, blocks or CPUs. A place in it is (epoch, rank), and a stream opened at a place yields exactly what a stream that
 never stopped yields from there on. Rows whose picture is bad are counted and passed over. An epoch's order costs a hash and
 16 bytes a row; the executor sees `PASS_ROWS` prompts at a time, so that neither memory nor the wait for the first prompt
@@ -10,7 +11,7 @@ grows with the set beyond that.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import numpy as np
@@ -77,37 +78,54 @@ class PromptStream:
         return found
 
     def _load(self, order: list[tuple[Place, int]]) -> Iterator[tuple[Place, IndexRow, bytes, str]]:
-        context = DataContext.get_current().copy()
-        context.execution_options.preserve_order = True
-        context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=STORE_BYTES)
-        context.enable_progress_bars = False
-        logging.getLogger("ray.data").setLevel(logging.WARNING)  # it reports every start of an executor
-        with DataContext.current(context):
-            blocks = [self._block(order[i : i + BLOCK_ROWS]) for i in range(0, len(order), BLOCK_ROWS)]
-            # from_blocks and not from_arrow, which starts tasks of a whole CPU each to look at the tables
-            pictures = ray.data.from_blocks(blocks).map_batches(
-                LoadImages,
-                fn_constructor_args=(self._config,),
-                batch_size=None,
-                batch_format="pyarrow",
-                compute=ActorPoolStrategy(size=self._config.image_workers),
-                num_cpus=LOADER_CPUS,
-            )
-        place = iter(order)
-        for batch in pictures.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
-            batch = cast(pa.Table, batch)
-            for image, problem in zip(batch.column("image"), batch.column("problem"), strict=True):
-                spot, number = next(place)
-                yield spot, self._index.rows[number], image.as_py() or b"", problem.as_py()
-
-    def _block(self, order: list[tuple[Place, int]]) -> pa.Table:
         rows = [self._index.rows[number] for _, number in order]
-        return pa.table({"file": [row.file for row in rows], "row": [row.row for row in rows]})
+        for (place, _), row, (image, problem) in zip(order, rows, load_pictures(rows, self._config), strict=True):
+            yield place, row, image, problem
 
     def _count_bad(self, kind: str, uid: str) -> None:
         if uid not in self._bad_uids:
             self._bad_uids.add(uid)
             self.bad.add(kind, uid)
+
+
+def stream_samples(rows: Sequence[IndexRow], config: DataConfig, bad: BadRows) -> Iterator[Sample]:
+    """Each row once, in order; those whose picture is bad are passed over and counted in `bad`. Needs a running Ray."""
+    for start in range(0, len(rows), PASS_ROWS):
+        part = rows[start : start + PASS_ROWS]
+        for row, (image, problem) in zip(part, load_pictures(part, config), strict=True):
+            if problem:
+                bad.add(problem, row.fields.uid)
+            else:
+                yield row.fields.sample(image)
+
+
+def load_pictures(rows: Sequence[IndexRow], config: DataConfig) -> Iterator[tuple[bytes, str]]:
+    """(picture, "") or (b"", what is wrong with it) of each row, in order, by one run of Ray Data's executor."""
+    context = DataContext.get_current().copy()
+    context.execution_options.preserve_order = True
+    context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=STORE_BYTES)
+    context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)  # it reports every start of an executor
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that there are no progress bars
+    with DataContext.current(context):
+        blocks = [_block(rows[i : i + BLOCK_ROWS]) for i in range(0, len(rows), BLOCK_ROWS)]
+        # from_blocks and not from_arrow, which starts tasks of a whole CPU each to look at the tables
+        pictures = ray.data.from_blocks(blocks).map_batches(
+            LoadImages,
+            fn_constructor_args=(config,),
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(size=config.image_workers),
+            num_cpus=LOADER_CPUS,
+        )
+    for batch in pictures.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
+        batch = cast(pa.Table, batch)
+        for image, problem in zip(batch.column("image"), batch.column("problem"), strict=True):
+            yield image.as_py() or b"", problem.as_py()
+
+
+def _block(rows: Sequence[IndexRow]) -> pa.Table:
+    return pa.table({"file": [row.file for row in rows], "row": [row.row for row in rows]})
 
 
 class _Order:

@@ -1,4 +1,7 @@
-"""Which runners can be asked now. A runner that failed is pinged until it answers again or is dead for good."""
+"""Which runners can be asked now. A runner that failed is pinged until it answers again or is dead for good.
+
+One whose process lives but cannot start what it asks is ended, so that Ray starts it anew.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,12 @@ from collections.abc import Sequence
 import ray
 from ray import ObjectRef
 from ray.actor import ActorHandle
-from ray.exceptions import ActorDiedError, RayError
+from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
 logger = logging.getLogger(__name__)
 
 REST_SECONDS = 2.0  # between a failure and the next ping: Ray may be restarting the actor
-DEATHS = 3  # pings in a row that must find the actor dead: one may only have met the end of its last life
+DEATHS = 3  # pings in a row that must find the actor dead, or unable to start: one may only have met the end of its last life
 
 
 class RunnerPool:
@@ -62,7 +65,11 @@ class RunnerPool:
         try:
             ray.get(ping)
         except RayError as error:
-            self._deaths[number] = self._deaths.get(number, 0) + 1 if isinstance(error, ActorDiedError) else 0
+            unable = isinstance(error, RayTaskError)
+            self._deaths[number] = self._deaths.get(number, 0) + 1 if unable or isinstance(error, ActorDiedError) else 0
+            if unable:
+                logger.error("rollout runner %d does not start: %s", number, error)
+                ray.kill(self._runners[number], no_restart=False)
             self._down[number] = time.monotonic() + REST_SECONDS
             if self._deaths[number] >= DEATHS:
                 logger.error("rollout runner %d is dead and will not be asked again", number)

@@ -1,8 +1,8 @@
-"""Drives a set of questions over rollout runners for one workflow, greedy, one answer a question.
+"""Drives questions over runners, greedy, one answer a question.
 
-Promise: one entry a question, in the order of the questions, whatever happens. A question whose runner died or hung is
-asked again on another one; after `attempts` it is an entry without a summary and counts as an infrastructure failure,
-never as a wrong answer. Nothing waits past `deadline_seconds`: what is open then is a failure too.
+Promise: every question ends once, whatever happens. One whose runner died or hung is asked again on another one; after
+`attempts` it ends without a summary and counts as an infrastructure failure, never as a wrong answer. Nothing waits past
+`deadline_seconds`: what is open then is a failure too.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import ray
@@ -28,6 +28,26 @@ from mmsr_ray.types import Sample, Trajectory, TrajectorySummary
 logger = logging.getLogger(__name__)
 
 WAIT_SECONDS = 0.5  # longest sleep between looks at the clock
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What one runner is asked once. `benchmark` is the caller's own mark."""
+
+    sample: Sample
+    workflow: str
+    benchmark: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """What became of one question; `number` counts questions from 0 as they were given. `failure` says why no summary is there."""
+
+    number: int
+    question: Question
+    summary: TrajectorySummary | None = None
+    trajectory: ObjectRef | None = None
+    failure: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +97,12 @@ class Evaluation:
 @dataclass
 class _Job:
     number: int
-    sample: Sample
+    question: Question
     attempts: int = 0
+
+    @property
+    def uid(self) -> str:
+        return self.question.sample.uid
 
 
 @dataclass
@@ -100,75 +124,98 @@ def evaluate(
     deadline_seconds: float,
     attempts: int = 3,
     keep: int = 0,
-    on_progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
-    """Ask every question once over `runners` (SearchEnvRunner actors).
+    """Ask every sample once in one workflow, as `ask` does it, and keep the trajectories of the first `keep`."""
+    started = time.monotonic()
+    entries: dict[int, Entry] = {}
+    kept: dict[int, Sample] = {}
+    for landed in ask(
+        runners,
+        (Question(sample, workflow) for sample in samples),
+        inflight_per_runner=inflight_per_runner,
+        sample_seconds=sample_seconds,
+        deadline_seconds=deadline_seconds,
+        attempts=attempts,
+    ):
+        for ended in landed:
+            sample, holds = ended.question.sample, ended.number < keep
+            entries[ended.number] = Entry(sample.uid, ended.summary, ended.trajectory if holds else None, ended.failure)
+            if holds:
+                kept[ended.number] = sample
+    return Evaluation(
+        workflow, [entries[number] for number in sorted(entries)], [kept[number] for number in sorted(kept)], time.monotonic() - started
+    )
 
-    `samples` may be a generator: at most `inflight_per_runner` per runner are in memory. `sample_seconds` bounds one attempt at one
-    question, `deadline_seconds` the whole; `on_progress` is called with the number of questions done.
-    Raises ValueError without runners, and BudgetSpent when the tools are out of money: half an evaluation is none. A runner that Ray restarts is used again once it answers `ping`; when all are dead for
-    good, the questions that are left fail at once.
+
+def ask(
+    runners: Sequence[ActorHandle],
+    questions: Iterable[Question],
+    *,
+    inflight_per_runner: int,
+    sample_seconds: float,
+    deadline_seconds: float,
+    attempts: int = 3,
+) -> Iterator[list[Ended]]:
+    """Ask every question once over `runners` (SearchEnvRunner actors, or others with their `ping` and `evaluate_sample`).
+
+    Yields, again and again, the questions that ended since the last time, in any order. What the caller does with them holds
+    up the next look, not the runners. `questions` may be a generator: at most `inflight_per_runner` per runner are in memory.
+    `sample_seconds` bounds one attempt at one question, `deadline_seconds` the whole.
+    Raises ValueError without runners, and BudgetSpent when the tools are out of money: half an evaluation is none; what had an
+    answer by then has been yielded. A runner that Ray restarts is used again once it answers `ping`; when all are dead for good, the questions that are
+    left fail at once.
     """
     if not runners:
         raise ValueError("an evaluation needs at least one runner")
-    run = _Run(RunnerPool(runners), workflow, inflight_per_runner, sample_seconds, attempts, keep)
+    run = _Run(RunnerPool(runners), inflight_per_runner, sample_seconds, attempts)
     started = time.monotonic()
-    source = iter(samples)
-    while True:
-        run.fill(source)
-        if run.idle:
-            break
-        if time.monotonic() - started > deadline_seconds:
-            run.abandon(source, f"not done within the evaluation's {deadline_seconds:.0f} s")
-        elif run.pool.all_dead:
-            run.abandon(source, "every rollout runner is dead")
-        run.launch()
-        landed = run.land()
-        if run.out_of_money:
-            run.abandon(iter(()), "the money of the tools is spent")
-            raise BudgetSpent(f"the tools refuse searches that tools.budget_usd does not pay for, at question {run.done} of {workflow}")
-        if landed and on_progress is not None:
-            on_progress(run.done)
-    return Evaluation(workflow, run.entries(), run.samples, time.monotonic() - started)
+    source = iter(questions)
+    try:
+        while True:
+            run.fill(source)
+            if run.idle:
+                return
+            if time.monotonic() - started > deadline_seconds:
+                yield run.abandoned(source, f"not done within the evaluation's {deadline_seconds:.0f} s")
+                return
+            if run.pool.all_dead:
+                yield run.abandoned(source, "every rollout runner is dead")
+                return
+            run.launch()
+            if landed := run.land():
+                yield landed
+            if run.out_of_money:
+                raise BudgetSpent(f"the tools refuse searches that tools.budget_usd does not pay for, after {run.ended} questions")
+    finally:
+        run.cancel()
 
 
 class _Run:
-    """State of one evaluation: waiting jobs, flights, and entries by number."""
+    """State of one evaluation: waiting jobs and flights."""
 
-    def __init__(self, pool: RunnerPool, workflow: str, inflight: int, sample_seconds: float, attempts: int, keep: int) -> None:
+    def __init__(self, pool: RunnerPool, inflight: int, sample_seconds: float, attempts: int) -> None:
         self.pool = pool
-        self._workflow = workflow
         self._inflight = inflight
         self._sample_seconds = sample_seconds
         self._attempts = attempts
-        self._keep = keep
         self._waiting: deque[_Job] = deque()
         self._flights: dict[ObjectRef, _Flight] = {}
-        self._entries: dict[int, Entry] = {}
+        self._landed: list[Ended] = []
         self._count = 0
-        self.samples: list[Sample] = []
+        self.ended = 0
         self.out_of_money = False
 
     @property
     def idle(self) -> bool:
         return not self._waiting and not self._flights
 
-    @property
-    def done(self) -> int:
-        return len(self._entries)
-
-    def entries(self) -> list[Entry]:
-        return [self._entries[number] for number in range(self._count)]
-
-    def fill(self, source: Iterator[Sample]) -> None:
+    def fill(self, source: Iterator[Question]) -> None:
         """Take questions until the runners' hands are full."""
         while len(self._waiting) + len(self._flights) < self._inflight * len(self.pool):
-            sample = next(source, None)
-            if sample is None:
+            question = next(source, None)
+            if question is None:
                 return
-            if self._count < self._keep:
-                self.samples.append(sample)
-            self._waiting.append(_Job(self._count, sample))
+            self._waiting.append(_Job(self._count, question))
             self._count += 1
 
     def launch(self) -> None:
@@ -184,19 +231,18 @@ class _Run:
                 return
             job = self._waiting.popleft()
             job.attempts += 1
-            summary, trajectory = cast(
-                list[ObjectRef], self.pool[runner].evaluate_sample.options(num_returns=2).remote(job.sample, self._workflow)
-            )
+            asked, actor = job.question, self.pool[runner]
+            summary, trajectory = cast(list[ObjectRef], actor.evaluate_sample.options(num_returns=2).remote(asked.sample, asked.workflow))
             self._flights[summary] = _Flight(job, runner, summary, trajectory)
             load[runner] += 1
 
-    def land(self) -> int:
-        """Wait a little, take what is ready or overdue; returns how many questions ended."""
-        before = self.done
+    def land(self) -> list[Ended]:
+        """Wait a little, take what is ready or overdue; returns the questions that ended."""
+        self._landed = []
         if not self._flights:
             if self._waiting:
                 time.sleep(WAIT_SECONDS)  # every runner is down
-            return 0
+            return []
         refs = list(self._flights)
         ready, _ = ray.wait(refs, num_returns=1, timeout=WAIT_SECONDS)
         if ready and len(refs) > 1:
@@ -209,45 +255,49 @@ class _Run:
             ray.cancel(flight.summary)
             self.pool.report_down(flight.runner)  # until it answers a ping: it may hang as a whole
             self._again(flight.job, f"no answer within {self._sample_seconds:.0f} s")
-        return self.done - before
+        self.ended += len(self._landed)
+        return self._landed
 
-    def abandon(self, source: Iterator[Sample], why: str) -> None:
-        """Past the deadline: everything open fails, the questions never read included."""
+    def abandoned(self, source: Iterator[Question], why: str) -> list[Ended]:
+        """Everything open fails, the questions never read included."""
+        jobs = [*self._waiting, *(flight.job for flight in self._flights.values())]
+        self.cancel()
+        ended = [Ended(job.number, job.question, failure=why) for job in jobs]
+        for number, question in enumerate(source, start=self._count):
+            ended.append(Ended(number, replace(question, sample=replace(question.sample, image=b"")), failure=why))
+        if ended:
+            logger.error("%d questions: %s", len(ended), why)
+        return ended
+
+    def cancel(self) -> None:
+        """Leave everything open as it is: nobody waits for it any more."""
         for flight in self._flights.values():
             ray.cancel(flight.summary)
-        jobs = [*self._waiting, *(flight.job for flight in self._flights.values())]
         self._waiting.clear()
         self._flights.clear()
-        for sample in source:
-            jobs.append(_Job(self._count, sample))
-            self._count += 1
-        for job in jobs:
-            self._entries[job.number] = Entry(job.sample.uid, None, failure=why)
-        if jobs:
-            logger.error("%d questions: %s", len(jobs), why)
 
     def _finish(self, flight: _Flight) -> None:
-        number = flight.job.number
+        job = flight.job
         try:
             summary = ray.get(flight.summary)
         except RayActorError as error:
             self.pool.report_down(flight.runner)
-            self._again(flight.job, f"its runner died: {_first_line(error)}")
+            self._again(job, f"its runner died: {_first_line(error)}")
         except TapeMiss as error:  # no failure of this question: the replay is another run than the one recorded
-            raise TapeMiss(f"question {flight.job.sample.uid}: {error.args[0]}") from None
+            raise TapeMiss(f"question {job.uid}: {error.args[0]}") from None
         except RayError as error:
-            self._again(flight.job, _first_line(error))
+            self._again(job, _first_line(error))
         else:
             self.out_of_money = self.out_of_money or summary.out_of_money
-            self._entries[number] = Entry(flight.job.sample.uid, summary, flight.trajectory if number < self._keep else None)
+            self._landed.append(Ended(job.number, job.question, summary, flight.trajectory))
 
     def _again(self, job: _Job, why: str) -> None:
         if job.attempts < self._attempts:
-            logger.warning("question %s is asked again: %s", job.sample.uid, why)
+            logger.warning("question %s is asked again: %s", job.uid, why)
             self._waiting.appendleft(job)
         else:
-            logger.error("question %s failed %d times, last: %s", job.sample.uid, job.attempts, why)
-            self._entries[job.number] = Entry(job.sample.uid, None, failure=why)
+            logger.error("question %s failed %d times, last: %s", job.uid, job.attempts, why)
+            self._landed.append(Ended(job.number, job.question, failure=why))
 
 
 def _first_line(error: Exception) -> str:

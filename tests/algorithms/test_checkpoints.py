@@ -10,7 +10,7 @@ import pytest
 
 from mmsr_ray.algorithms import checkpoints
 from mmsr_ray.algorithms.checkpoints import CheckpointError, folder_of, read_settings, read_state, same_run, usable
-from mmsr_ray.algorithms.compatible import changes, differences, refusal
+from mmsr_ray.algorithms.compatible import changes, refusal
 from mmsr_ray.config import load, to_dict
 from mmsr_ray.learner.durable import FolderWriter, NotWritten, complaint, replace_folder, write_manifest
 
@@ -134,7 +134,3 @@ def test_what_may_change_is_told_and_places_and_prices_are_not(caplog: pytest.Lo
     caplog.clear()
     same_run({"step": 3, "settings": SETTINGS}, SETTINGS)
     assert not caplog.text
-
-
-def test_settings_that_one_side_lacks_are_differences() -> None:
-    assert differences({"grpo": {"old": 1}}, {"grpo": {"new": None}, "x": {"dir": "a"}}) == {"grpo.old": (1, None)}

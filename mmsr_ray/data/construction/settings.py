@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from mmsr_ray.data.construction.balance_settings import BalanceConfig
+from mmsr_ray.data.construction.balance_settings import complaint as balance_complaint
+
 CATEGORIES = [  # spec §5.4
     "Arts: games", "Arts: movies", "Arts: comics",
     "Places: regions", "Places: countries", "Places: landmarks",
@@ -43,6 +46,7 @@ class ConstructionConfig:
     picture_bits: int = 12  # two pictures whose hashes of 192 bits differ in at most so many are the same
     question_likeness: float = 0.8  # Jaccard similarity of word shingles from which two questions about like pictures are the same
     test_sets: list[str] = field(default_factory=list)  # parquet, FVQA schema or stage files, that the new set must not give away
+    balance: BalanceConfig = field(default_factory=BalanceConfig)
     # work
     workers: int = 2  # Ray Data actors; each has the candidates of one row group under way at once
     failure_rate: float = 0.1  # a stage that loses a larger share of its candidates to services that fail is stopped
@@ -70,4 +74,4 @@ def complaint(config: ConstructionConfig) -> str:
         return f"construction.failure_rate={c.failure_rate}: choose a share from 0 to below 1"
     if not 0 < c.question_likeness <= 1:
         return f"construction.question_likeness={c.question_likeness}: choose a value above 0 and at most 1"
-    return ""
+    return balance_complaint(c.balance)

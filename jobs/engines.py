@@ -1,0 +1,86 @@
+"""Runners that answer questions with one model, without a training run around them.
+
+Promise: `answering` gives only runners that are up, and leaves none behind. Ray restarts one that dies.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayError
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.tune import PlacementGroupFactory
+
+from jobs.room import free_room, wait_for_room
+from mmsr_ray.config import Config, to_dict
+from mmsr_ray.rollout.env_runner import SearchEnvRunner
+
+logger = logging.getLogger(__name__)
+
+EXTRA_CALLS = 16  # of a runner, beside its questions: pings, statistics
+STOP_SECONDS = 10.0
+
+
+class NoEngine(RuntimeError):
+    """No engine came up with the model; the message holds the first reason."""
+
+
+@contextmanager
+def answering(config: Config) -> Iterator[list[ActorHandle]]:
+    """`rollout.num_runners` runners with the model of the config, or as many as the cluster has room for (0).
+
+    Raises NoRoom where the cluster has no place for them, NoEngine where none is up within `rollout.start_seconds`.
+    """
+    runners = _engines(config)
+    try:
+        yield _those_up(runners, config.rollout.start_seconds)
+    finally:
+        stopping: list[Any] = [runner.stop.remote() for runner in runners]
+        ray.wait(stopping, num_returns=len(stopping), timeout=STOP_SECONDS)
+        for runner in runners:
+            ray.kill(runner)
+
+
+def _engines(config: Config) -> list[ActorHandle]:
+    """One engine each, started at their first ping."""
+    made = AlgorithmConfig()  # what RLlib's EnvRunner reads; the rest are our own settings
+    made.settings, made.runtime = to_dict(config), {"store": None}  # type: ignore[attr-defined]
+    kind: Any = ray.remote(SearchEnvRunner).options(
+        num_cpus=config.rollout.cpus_per_runner,
+        num_gpus=config.rollout.gpus_per_runner,
+        max_restarts=-1,
+        max_concurrency=config.rollout.max_num_seqs + EXTRA_CALLS,
+    )
+    return [kind.remote(config=made, worker_index=number + 1) for number in range(_count(config))]
+
+
+def _count(config: Config) -> int:
+    rollout = config.rollout
+    asked = {"CPU": rollout.cpus_per_runner, "GPU": rollout.gpus_per_runner}
+    bundle = {name: amount for name, amount in asked.items() if amount}
+    if not bundle:
+        return rollout.num_runners or 1
+    wait_for_room(PlacementGroupFactory([bundle] * (rollout.num_runners or 1)), config.grpo.placement_seconds, "the evaluation")
+    return rollout.num_runners or max(free_room(bundle), 1)
+
+
+def _those_up(runners: Sequence[ActorHandle], seconds: float) -> list[ActorHandle]:
+    pings = {runner.ping.remote(): runner for runner in runners}
+    ray.wait(list(pings), num_returns=len(pings), timeout=seconds)
+    up, reasons = [], []
+    for ping, runner in pings.items():
+        try:
+            ray.get(ping, timeout=0)
+            up.append(runner)
+        except RayError as error:  # GetTimeoutError is one
+            reasons.append(str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__)
+    if not up:
+        raise NoEngine(f"no engine is up within rollout.start_seconds={seconds:.0f}: {reasons[0]}")
+    if reasons:
+        logger.warning("%d of %d engines did not start, the others go on: %s", len(reasons), len(runners), reasons[0])
+    return up
