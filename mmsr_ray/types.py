@@ -89,6 +89,8 @@ class ToolKind(StrEnum):
     IMAGE = "image"
     TEXT = "text"
     JUDGE = "judge"  # of the reward, not of the agent
+    FINDER = "finder"  # pictures by words, where data sets are built
+    PAGE = "page"  # one page's text, there too
 
 
 class ToolFailure(StrEnum):
@@ -124,6 +126,18 @@ class ImageHit:
 
 
 @dataclass(frozen=True, slots=True)
+class PictureHit:
+    """A picture that was looked for by words. `url` is the page that shows it; licence and source as the service tells them."""
+
+    title: str
+    picture: Picture
+    url: str
+    picture_url: str
+    source: str = ""
+    licence: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class TextHit:
     url: str
     summary: str
@@ -136,7 +150,7 @@ class ToolResult:
 
     kind: ToolKind
     query: str  # the text query, or the picture's sha
-    hits: tuple[ImageHit, ...] | tuple[TextHit, ...] = ()
+    hits: tuple[ImageHit, ...] | tuple[TextHit, ...] | tuple[PictureHit, ...] = ()
     failure: ToolFailure | None = None
     detail: str = ""  # for logs and reports, never for the model
     seconds: float = 0.0

@@ -77,6 +77,12 @@ class ToolActor:
     async def judge(self, case: Case) -> ToolResult:
         return await self._tools.judge(case)
 
+    async def find_pictures(self, query: str, wanted: int) -> ToolResult:
+        return await self._tools.find_pictures(query, wanted)
+
+    async def read_page(self, url: str) -> ToolResult:
+        return await self._tools.read_page(url)
+
     async def problems(self) -> list[str]:
         return await self._tools.problems()
 
@@ -118,6 +124,14 @@ class RemoteTools:
     async def judge(self, case: Case) -> ToolResult:
         """Satisfies `rewards.judge.Judge`."""
         return await self._call(ToolKind.JUDGE, case.key, lambda actor: actor.judge.remote(case))
+
+    async def find_pictures(self, query: str, wanted: int) -> ToolResult:
+        """At most `wanted` pictures of the web for words, with their pages."""
+        return await self._call(ToolKind.FINDER, query, lambda actor: actor.find_pictures.remote(query, wanted))
+
+    async def read_page(self, url: str) -> ToolResult:
+        """A page: one text hit, its summary the whole text."""
+        return await self._call(ToolKind.PAGE, url, lambda actor: actor.read_page.remote(url))
 
     async def check(self) -> None:
         """Raises ToolsError naming every service that does not answer, and the remedy."""

@@ -35,6 +35,7 @@ LAYERS = {
     "reader": "page",
     "summariser": "summary",
     "judge": "verdict",
+    "picture_finder": "finds",
 }
 _LOOKUPS = ("hits", "negative_hits", "joined", "misses")
 AGENTS = (ToolKind.IMAGE, ToolKind.TEXT)  # tools of the agent; the judge is the reward's

@@ -29,7 +29,7 @@ from urllib.parse import urlsplit
 from mmsr_ray.config import ToolsConfig
 from mmsr_ray.tools.errors import ToolsError
 from mmsr_ray.tools.providers import services
-from mmsr_ray.types import ImageHit, Picture, TextHit, ToolFailure, ToolKind, ToolResult
+from mmsr_ray.types import ImageHit, Picture, PictureHit, TextHit, ToolFailure, ToolKind, ToolResult
 
 FORMAT = 1
 HEADER = "tape.json"
@@ -156,13 +156,7 @@ class Tape:
 
     def _result(self, place: _Place) -> ToolResult:
         record = _parsed(self._line(place), place.file, place.offset)
-        image = record["kind"] == ToolKind.IMAGE
-        hits = tuple(
-            ImageHit(hit["title"], self._thumbnail(hit["thumbnail"]), hit["url"])
-            if image
-            else TextHit(hit["url"], hit["summary"], hit["title"])
-            for hit in record["hits"]
-        )
+        hits = tuple(self._hit(record["kind"], hit) for hit in record["hits"])
         return ToolResult(
             ToolKind(record["kind"]),
             record["query"],
@@ -174,6 +168,14 @@ class Tape:
             cost_usd=record["cost_usd"],
             partial=record["partial"],
         )
+
+    def _hit(self, kind: str, hit: Mapping[str, str]) -> ImageHit | PictureHit | TextHit:
+        if kind == ToolKind.IMAGE:
+            return ImageHit(hit["title"], self._thumbnail(hit["thumbnail"]), hit["url"])
+        if kind == ToolKind.FINDER:
+            picture = self._thumbnail(hit["thumbnail"])
+            return PictureHit(hit["title"], picture, hit["url"], hit["picture_url"], hit["source"], hit["licence"])
+        return TextHit(hit["url"], hit["summary"], hit["title"])
 
     def _thumbnail(self, sha: str) -> Picture:
         place = self._thumbnails.get(sha)
@@ -192,16 +194,13 @@ class Tape:
     def _write(self, call: Call, result: ToolResult) -> None:
         lines = []
         for hit in result.hits:
-            if isinstance(hit, ImageHit) and hit.thumbnail.sha not in self._thumbnails:
-                lines.append(_THUMBNAIL.decode() + f'{hit.thumbnail.sha}", "data": "{base64.b64encode(hit.thumbnail.data).decode()}"}}')
+            picture = _picture(hit)
+            if picture is not None and picture.sha not in self._thumbnails:
+                lines.append(_THUMBNAIL.decode() + f'{picture.sha}", "data": "{base64.b64encode(picture.data).decode()}"}}')
         record: dict[str, Any] = {"key": call.key, "at": time.time(), "kind": call.kind, "query": call.query, "question": call.question}
         record |= {"topk": call.topk, "failure": result.failure, "detail": result.detail, "partial": result.partial}
         record |= {"seconds": round(result.seconds, 4), "attempts": result.attempts, "cost_usd": result.cost_usd}
-        record["hits"] = [
-            {"title": hit.title, "url": hit.url}
-            | ({"thumbnail": hit.thumbnail.sha} if isinstance(hit, ImageHit) else {"summary": hit.summary})
-            for hit in result.hits
-        ]
+        record["hits"] = [_recorded(hit) for hit in result.hits]
         name, descriptor = self._open_writer()
         data = "".join(line + "\n" for line in dict.fromkeys([*lines, json.dumps(record)])).encode()
         try:
@@ -230,6 +229,21 @@ def _parsed(line: bytes, name: str, offset: int) -> dict[str, Any]:
     except ValueError as error:
         raise TapeDamaged(f"{name} has no record at byte {offset}") from error
     return record
+
+
+def _picture(hit: ImageHit | PictureHit | TextHit) -> Picture | None:
+    if isinstance(hit, TextHit):
+        return None
+    return hit.picture if isinstance(hit, PictureHit) else hit.thumbnail
+
+
+def _recorded(hit: ImageHit | PictureHit | TextHit) -> dict[str, str]:
+    record = {"title": hit.title, "url": hit.url}
+    if isinstance(hit, TextHit):
+        return record | {"summary": hit.summary}
+    if isinstance(hit, ImageHit):
+        return record | {"thumbnail": hit.thumbnail.sha}
+    return record | {"thumbnail": hit.picture.sha, "picture_url": hit.picture_url, "source": hit.source, "licence": hit.licence}
 
 
 def _is_infra(failure: str | None) -> bool:

@@ -29,7 +29,9 @@ class Secrets:
     facts: set[tuple[str, str]] = field(default_factory=set)  # normalised concept and answer, where the set knows its concepts
 
 
-def distinct(candidates: Iterable[Candidate], marks: Mapping[str, int], secrets: Secrets, bits: int, likeness: float) -> Iterator[Candidate]:
+def distinct(
+    candidates: Iterable[Candidate], marks: Mapping[str, int], secrets: Secrets, bits: int, likeness: float
+) -> Iterator[Candidate]:
     """All candidates in their order, the superfluous ones dropped. `marks`: key -> fingerprint; a kept one without has no picture."""
     pictures = Likenesses(bits)
     questions = Questions(likeness)

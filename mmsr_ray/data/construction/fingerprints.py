@@ -7,6 +7,7 @@ to the next: 192 bits, which scaling and compression hardly change. Colour count
 from __future__ import annotations
 
 import io
+from itertools import pairwise
 
 import numpy as np
 from PIL import Image
@@ -34,7 +35,7 @@ class Likenesses:
     def __init__(self, bits: int) -> None:
         self._bits = bits
         edges = [BITS * i // (bits + 1) for i in range(bits + 2)]
-        self._bands = [(low, (1 << (high - low)) - 1) for low, high in zip(edges, edges[1:], strict=False)]
+        self._bands = [(low, (1 << (high - low)) - 1) for low, high in pairwise(edges)]
         self._found: list[dict[int, list[int]]] = [{} for _ in self._bands]
 
     def find(self, mark: int) -> int | None:

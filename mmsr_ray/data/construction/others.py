@@ -39,9 +39,13 @@ def manual(path: str, config: DataConfig) -> Iterator[Candidate]:
         with Path(path).open(encoding="utf-8-sig", newline="") as file:
             rows = csv.DictReader(file)
             if missing := [name for name in COLUMNS if name not in (rows.fieldnames or ())]:
-                raise DataError(f"{path} lacks the column {', '.join(missing)}: a CSV of questions has {', '.join(COLUMNS)} in its first line")
+                raise DataError(
+                    f"{path} lacks the column {', '.join(missing)}: a CSV of questions has {', '.join(COLUMNS)} in its first line"
+                )
             for row in rows:
-                yield _manual({name: (value or "").strip() for name, value in row.items() if isinstance(name, str)}, Path(path).parent, config)
+                yield _manual(
+                    {name: (value or "").strip() for name, value in row.items() if isinstance(name, str)}, Path(path).parent, config
+                )
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"cannot read {path} ({error}): name a CSV in UTF-8 (setting construction.manual)") from error
 

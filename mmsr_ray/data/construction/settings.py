@@ -18,6 +18,7 @@ CATEGORIES = [  # spec §5.4
     "Events: historical events", "Events: news",
 ]  # fmt: skip
 
+
 @dataclass
 class ConstructionConfig:
     """Paths of files that are left empty leave their part of the pipeline out."""
@@ -60,10 +61,7 @@ def complaint(config: ConstructionConfig) -> str:
     if min(c.head, c.tail, c.visual_questions, c.textual_questions, c.textual_pool) < 0:
         return "construction.head, tail, visual_questions, textual_questions and textual_pool must be 0 (all) or more"
     if min(c.pictures_per_concept, c.questions_per_picture, c.question_tries, c.max_answer_words, c.workers) < 1:
-        return (
-            "construction.pictures_per_concept, questions_per_picture, question_tries, max_answer_words and workers "
-            "must be at least 1"
-        )
+        return "construction.pictures_per_concept, questions_per_picture, question_tries, max_answer_words and workers must be at least 1"
     if c.page_chars < 200:
         return f"construction.page_chars={c.page_chars}: a question needs more of its page, at least 200"
     if not c.categories or len({name.casefold() for name in c.categories}) < len(c.categories):

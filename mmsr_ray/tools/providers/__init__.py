@@ -22,6 +22,7 @@ from mmsr_ray.tools.providers.base import (
     ImageSearchProvider,
     JudgeProvider,
     Keys,
+    PictureFinder,
     Provider,
     Reader,
     Summariser,
@@ -29,6 +30,7 @@ from mmsr_ray.tools.providers.base import (
     read_key,
 )
 from mmsr_ray.tools.providers.corpus import Bm25, CorpusReader
+from mmsr_ray.tools.providers.finders import NoFinder, SerpApiImages, SerperImages
 from mmsr_ray.tools.providers.fvqa_cache import FvqaCache
 from mmsr_ray.tools.providers.hosts import NoHost, UploadHost
 from mmsr_ray.tools.providers.image_index import ImageIndex
@@ -45,6 +47,7 @@ KINDS: dict[str, dict[str, type[Provider]]] = {
     "reader": {"jina": JinaReader, "trafilatura": TrafilaturaReader, "corpus": CorpusReader},
     "summariser": {"chat": ChatSummariser, "extractive": ExtractiveSummariser},
     "judge": {"chat": ChatJudge, "none": NoJudge},
+    "picture_finder": {"serpapi_images": SerpApiImages, "serper_images": SerperImages, "none": NoFinder},
 }
 
 SERVICES = tuple(KINDS)
@@ -62,6 +65,7 @@ def services(config: ToolsConfig) -> dict[str, ProviderConfig]:
         "reader": config.reader,
         "summariser": config.summariser,
         "judge": config.judge,
+        "picture_finder": config.picture_finder,
     }
     return {name: _with_defaults(KINDS[name].get(section.kind), section) for name, section in given.items()}
 
@@ -126,6 +130,7 @@ class Providers:
     reader: Reader
     summariser: Summariser
     judge: JudgeProvider
+    picture_finder: PictureFinder
 
 
 def make(name: str, config: ToolsConfig, http: Http, keys: Keys) -> Provider:
@@ -145,4 +150,5 @@ def build(config: ToolsConfig, http: Http, keys: Keys) -> Providers:
         cast(Reader, made["reader"]),
         cast(Summariser, made["summariser"]),
         cast(JudgeProvider, made["judge"]),
+        cast(PictureFinder, made["picture_finder"]),
     )
