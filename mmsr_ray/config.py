@@ -141,6 +141,7 @@ class ToolsConfig:
     reader: ProviderConfig = field(default_factory=lambda: ProviderConfig(kind="jina"))
     summariser: ProviderConfig = field(default_factory=lambda: ProviderConfig(kind="extractive"))
     judge: ProviderConfig = field(default_factory=lambda: ProviderConfig(kind="none"))  # of answers, for the reward: none | chat
+    model: ProviderConfig = field(default_factory=lambda: ProviderConfig(kind="none"))  # plays the policy, or writes questions: none | chat
     picture_finder: ProviderConfig = field(default_factory=lambda: ProviderConfig(kind="none"))  # pictures by words: jobs/build_fvqa.py
     s3: S3Config = field(default_factory=S3Config)
     cache: CacheConfig = field(default_factory=CacheConfig)
@@ -354,7 +355,7 @@ def validate(c: Config) -> None:
         Reach.parse(c.tools.private_hosts)
     except ValueError as error:
         raise ConfigError(f"tools.private_hosts: {error}") from None
-    for name in ("image_search", "image_host", "text_search", "reader", "summariser", "judge", "picture_finder"):
+    for name in ("image_search", "image_host", "text_search", "reader", "summariser", "judge", "model", "picture_finder"):
         p: ProviderConfig = getattr(c.tools, name)
         _require(p.rate_per_second >= 0, f"tools.{name}.rate_per_second must be 0 (no limit) or more")
         _require(p.burst >= 1 and p.concurrency >= 1, f"tools.{name}: burst and concurrency must be at least 1")

@@ -89,6 +89,7 @@ class ToolKind(StrEnum):
     IMAGE = "image"
     TEXT = "text"
     JUDGE = "judge"  # of the reward, not of the agent
+    MODEL = "model"  # a chat service that plays the agent
     FINDER = "finder"  # pictures by words, where data sets are built
     PAGE = "page"  # one page's text, there too
 
@@ -126,13 +127,10 @@ class ImageHit:
 
 
 @dataclass(frozen=True, slots=True)
-class PictureHit:
-    """A picture that was looked for by words. `url` is the page that shows it; licence and source as the service tells them."""
+class FoundPicture(ImageHit):
+    """A picture that was looked for by words: `thumbnail` is large, `url` the page that shows it. Licence and source as the service tells."""
 
-    title: str
-    picture: Picture
-    url: str
-    picture_url: str
+    picture_url: str = ""
     source: str = ""
     licence: str = ""
 
@@ -150,7 +148,7 @@ class ToolResult:
 
     kind: ToolKind
     query: str  # the text query, or the picture's sha
-    hits: tuple[ImageHit, ...] | tuple[TextHit, ...] | tuple[PictureHit, ...] = ()
+    hits: tuple[ImageHit, ...] | tuple[TextHit, ...] = ()
     failure: ToolFailure | None = None
     detail: str = ""  # for logs and reports, never for the model
     seconds: float = 0.0
@@ -261,6 +259,7 @@ class Trajectory:
     verdict: ToolResult | None = None  # of the judge of its answer, where one was asked
     generate_seconds: float = 0.0
     tool_seconds: float = 0.0
+    replies: tuple[ToolResult, ...] = ()  # of the chat service that played the policy, where none of our engines did
 
     def calls(self, kind: ToolKind) -> int:
         """Executed calls of a tool."""
@@ -268,13 +267,13 @@ class Trajectory:
 
     @property
     def out_of_money(self) -> bool:
-        """A search or a verdict was refused because the budget is spent; another attempt would be refused too."""
+        """A search, a verdict or a turn was refused because the budget is spent; another attempt would be refused too."""
         return any(result.failure is ToolFailure.BUDGET for result in self.paid_calls)
 
     @property
     def paid_calls(self) -> list[ToolResult]:
-        """Executed searches, and the judge's verdict."""
-        return [*(t.tool for t in self.turns if t.tool is not None), *([self.verdict] if self.verdict else [])]
+        """Executed searches, the judge's verdict, and the turns that a chat service gave."""
+        return [*(t.tool for t in self.turns if t.tool is not None), *([self.verdict] if self.verdict else []), *self.replies]
 
 
 @dataclass(frozen=True, slots=True)

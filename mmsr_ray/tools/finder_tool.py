@@ -18,7 +18,7 @@ from mmsr_ray.tools.guard import Trace
 from mmsr_ray.tools.parts import Parts, fill
 from mmsr_ray.tools.providers import THUMBNAILS
 from mmsr_ray.tools.providers.finders import Find
-from mmsr_ray.types import Picture, PictureHit, ToolFailure
+from mmsr_ray.types import FoundPicture, Picture, ToolFailure
 
 _DECODERS = 2  # threads at most
 _MOST = 20  # finds that are kept of one search
@@ -30,7 +30,7 @@ class FinderTool:
         self._parts = parts
         self._decoders = asyncio.Semaphore(_DECODERS)
 
-    async def find(self, query: str, wanted: int, trace: Trace) -> list[PictureHit]:
+    async def find(self, query: str, wanted: int, trace: Trace) -> list[FoundPicture]:
         """At most `wanted` hits. Raises ProviderError when there is none."""
         return await fill(await self._finds(query, trace), wanted, lambda find: self._hit(find, trace), trace)
 
@@ -46,7 +46,7 @@ class FinderTool:
         kept = await self._parts.cache.get("finds", key_of(provider.identity, query), produce, trace.deadline)
         return [Find(*fields) for fields in json.loads(kept)]
 
-    async def _hit(self, find: Find, trace: Trace) -> PictureHit:
+    async def _hit(self, find: Find, trace: Trace) -> FoundPicture:
         async def produce() -> bytes:
             data = await self._parts.guards[THUMBNAILS].call(trace, lambda: self._fetch(find.picture_url))
             async with self._decoders:
@@ -55,7 +55,7 @@ class FinderTool:
         key = key_of(find.picture_url, str(self._parts.config.picture_pixels))
         data = await self._parts.cache.get("picture", key, produce, trace.deadline)
         picture = Picture(data, hashlib.sha256(data).hexdigest())
-        return PictureHit(find.title, picture, find.page_url, find.picture_url, find.source, find.licence)
+        return FoundPicture(find.title, picture, find.page_url, find.picture_url, find.source, find.licence)
 
     async def _fetch(self, url: str) -> bytes:
         config = self._parts.config

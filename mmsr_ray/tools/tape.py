@@ -29,7 +29,7 @@ from urllib.parse import urlsplit
 from mmsr_ray.config import ToolsConfig
 from mmsr_ray.tools.errors import ToolsError
 from mmsr_ray.tools.providers import services
-from mmsr_ray.types import ImageHit, Picture, PictureHit, TextHit, ToolFailure, ToolKind, ToolResult
+from mmsr_ray.types import FoundPicture, ImageHit, Picture, TextHit, ToolFailure, ToolKind, ToolResult
 
 FORMAT = 1
 HEADER = "tape.json"
@@ -169,13 +169,11 @@ class Tape:
             partial=record["partial"],
         )
 
-    def _hit(self, kind: str, hit: Mapping[str, str]) -> ImageHit | PictureHit | TextHit:
-        if kind == ToolKind.IMAGE:
-            return ImageHit(hit["title"], self._thumbnail(hit["thumbnail"]), hit["url"])
-        if kind == ToolKind.FINDER:
-            picture = self._thumbnail(hit["thumbnail"])
-            return PictureHit(hit["title"], picture, hit["url"], hit["picture_url"], hit["source"], hit["licence"])
-        return TextHit(hit["url"], hit["summary"], hit["title"])
+    def _hit(self, kind: str, hit: Mapping[str, str]) -> ImageHit | TextHit:
+        if kind not in (ToolKind.IMAGE, ToolKind.FINDER):
+            return TextHit(hit["url"], hit["summary"], hit["title"])
+        shown = hit["title"], self._thumbnail(hit["thumbnail"]), hit["url"]
+        return ImageHit(*shown) if kind == ToolKind.IMAGE else FoundPicture(*shown, hit["picture_url"], hit["source"], hit["licence"])
 
     def _thumbnail(self, sha: str) -> Picture:
         place = self._thumbnails.get(sha)
@@ -194,9 +192,8 @@ class Tape:
     def _write(self, call: Call, result: ToolResult) -> None:
         lines = []
         for hit in result.hits:
-            picture = _picture(hit)
-            if picture is not None and picture.sha not in self._thumbnails:
-                lines.append(_THUMBNAIL.decode() + f'{picture.sha}", "data": "{base64.b64encode(picture.data).decode()}"}}')
+            if isinstance(hit, ImageHit) and hit.thumbnail.sha not in self._thumbnails:
+                lines.append(_THUMBNAIL.decode() + f'{hit.thumbnail.sha}", "data": "{base64.b64encode(hit.thumbnail.data).decode()}"}}')
         record: dict[str, Any] = {"key": call.key, "at": time.time(), "kind": call.kind, "query": call.query, "question": call.question}
         record |= {"topk": call.topk, "failure": result.failure, "detail": result.detail, "partial": result.partial}
         record |= {"seconds": round(result.seconds, 4), "attempts": result.attempts, "cost_usd": result.cost_usd}
@@ -231,19 +228,12 @@ def _parsed(line: bytes, name: str, offset: int) -> dict[str, Any]:
     return record
 
 
-def _picture(hit: ImageHit | PictureHit | TextHit) -> Picture | None:
-    if isinstance(hit, TextHit):
-        return None
-    return hit.picture if isinstance(hit, PictureHit) else hit.thumbnail
-
-
-def _recorded(hit: ImageHit | PictureHit | TextHit) -> dict[str, str]:
+def _recorded(hit: ImageHit | TextHit) -> dict[str, str]:
     record = {"title": hit.title, "url": hit.url}
     if isinstance(hit, TextHit):
         return record | {"summary": hit.summary}
-    if isinstance(hit, ImageHit):
-        return record | {"thumbnail": hit.thumbnail.sha}
-    return record | {"thumbnail": hit.picture.sha, "picture_url": hit.picture_url, "source": hit.source, "licence": hit.licence}
+    more = {"picture_url": hit.picture_url, "source": hit.source, "licence": hit.licence} if isinstance(hit, FoundPicture) else {}
+    return record | {"thumbnail": hit.thumbnail.sha} | more
 
 
 def _is_infra(failure: str | None) -> bool:

@@ -28,8 +28,9 @@ from mmsr_ray.tools import tape
 from mmsr_ray.tools.errors import Redactor, ToolsError
 from mmsr_ray.tools.measures import Measures, add
 from mmsr_ray.tools.providers.base import Keys
+from mmsr_ray.tools.providers.models import Request
 from mmsr_ray.tools.tape import Call, Tape, TapeDamaged
-from mmsr_ray.types import ImageHit, PictureHit, TextHit, ToolFailure, ToolKind, ToolResult
+from mmsr_ray.types import ImageHit, TextHit, ToolFailure, ToolKind, ToolResult
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,8 @@ class Searches(Protocol):
     async def text_search(self, query: str, question: str) -> ToolResult: ...
 
     async def judge(self, case: Case) -> ToolResult: ...
+
+    async def complete(self, request: Request) -> ToolResult: ...
 
     async def find_pictures(self, query: str, wanted: int) -> ToolResult: ...
 
@@ -109,6 +112,11 @@ class Taped:
         ask = None if live is None else lambda: live.judge(case)
         return await self._call(Call(ToolKind.JUDGE, case.key, case.question, self._topk), ask)
 
+    async def complete(self, request: Request) -> ToolResult:
+        live = self._live
+        ask = None if live is None else lambda: live.complete(request)
+        return await self._call(Call(ToolKind.MODEL, request.key, "", self._topk), ask)
+
     async def find_pictures(self, query: str, wanted: int) -> ToolResult:
         live = self._live
         ask = None if live is None else lambda: live.find_pictures(query, wanted)
@@ -151,7 +159,7 @@ class Taped:
     def _without_secrets(self, result: ToolResult) -> ToolResult:
         """Hits are foreign text and may hold anything, a key that was in a request's URL too."""
 
-        def clean(hit: ImageHit | TextHit | PictureHit) -> ImageHit | TextHit | PictureHit:
+        def clean(hit: ImageHit | TextHit) -> ImageHit | TextHit:
             texts = {name: self._redact(value) for name in type(hit).__slots__ if isinstance(value := getattr(hit, name), str)}
             return replace(hit, **texts)
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from mmsr_ray.data.construction.candidate import Candidate, key_of
 from mmsr_ray.data.construction.services import Web
 from mmsr_ray.data.construction.settings import ConstructionConfig
-from mmsr_ray.types import PictureHit
+from mmsr_ray.types import FoundPicture
 
 SPARES = 2  # pictures looked at beyond those wanted, for pages that are gone
 NO_PICTURE, NO_PAGE = "no picture", "page gone"
@@ -21,28 +21,28 @@ async def illustrate(candidate: Candidate, web: Web, config: ConstructionConfig)
     """`pictures_per_concept` candidates, each with its picture and page or dropped. Raises ServiceFailed."""
     wanted = config.pictures_per_concept
     found = await web.pictures(candidate.concept, wanted + SPARES)
-    chosen: list[tuple[PictureHit, str]] = []
+    chosen: list[tuple[FoundPicture, str]] = []
     gone = ""
     for hit in found:  # one after the other: a page that is read is paid for
         if len(chosen) == wanted:
             break
-        if text := await web.page(hit.page_url):
+        if text := await web.page(hit.url):
             chosen.append((hit, text))
         else:
-            gone = hit.page_url
+            gone = hit.url
     return [_numbered(candidate, number, chosen, gone) for number in range(wanted)]
 
 
-def _numbered(candidate: Candidate, number: int, chosen: list[tuple[PictureHit, str]], gone: str) -> Candidate:
+def _numbered(candidate: Candidate, number: int, chosen: list[tuple[FoundPicture, str]], gone: str) -> Candidate:
     one = replace(candidate, key=key_of(candidate.key, str(number)))
     if number >= len(chosen):
         return one.dropped(NO_PAGE, gone) if gone else one.dropped(NO_PICTURE)
     hit, text = chosen[number]
     return replace(
         one,
-        image=hit.picture.data,
+        image=hit.thumbnail.data,
         image_url=hit.picture_url,
-        page_url=hit.page_url,
+        page_url=hit.url,
         page_title=hit.title,
         page_text=text,
         licence=hit.licence,

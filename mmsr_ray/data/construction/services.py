@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mmsr_ray.tools.providers.models import Request, Said
-from mmsr_ray.types import PictureHit, ToolFailure, ToolResult
+from mmsr_ray.types import FoundPicture, ToolFailure, ToolResult
 
 
 class ServiceFailed(RuntimeError):
@@ -38,7 +38,7 @@ class Author(Protocol):
 
 
 class Web(Protocol):
-    async def pictures(self, concept: str, wanted: int) -> list[PictureHit]:
+    async def pictures(self, concept: str, wanted: int) -> list[FoundPicture]:
         """The best pictures of a concept, best first; empty when there are none. Raises ServiceFailed."""
         ...
 
@@ -60,19 +60,20 @@ class Calls(Protocol):
 class Services:
     """Author and Web by the tools plane: cached, limited, retried, paid for there."""
 
-    def __init__(self, calls: Calls) -> None:
-        self._calls = calls
+    def __init__(self, calls: Calls, structured: bool) -> None:
+        """`structured`: the service heeds `response_format`."""
+        self._calls, self._structured = calls, structured
 
     async def ask(self, messages: Sequence[dict[str, Any]], max_tokens: int, response_format: dict[str, Any]) -> Reply:
-        result = await self._calls.complete(Request(messages, max_tokens, response_format=response_format))
+        result = await self._calls.complete(Request(messages, max_tokens, response_format=response_format if self._structured else None))
         hits = _hits(result)
         if not hits:
             raise ServiceFailed(result)
         said = Said.unpacked(hits[0].summary)
         return Reply(said.text, said.cut, said.refused)
 
-    async def pictures(self, concept: str, wanted: int) -> list[PictureHit]:
-        return [hit for hit in _hits(await self._calls.find_pictures(concept, wanted)) if isinstance(hit, PictureHit)]
+    async def pictures(self, concept: str, wanted: int) -> list[FoundPicture]:
+        return [hit for hit in _hits(await self._calls.find_pictures(concept, wanted)) if isinstance(hit, FoundPicture)]
 
     async def page(self, url: str) -> str:
         hits = _hits(await self._calls.read_page(url))

@@ -33,6 +33,7 @@ class ConstructionConfig:
     questions_per_picture: int = 1
     # questions by a model
     question_tries: int = 3  # requests for one picture, each told what was wrong with the last
+    structured_output: bool = True  # the model's service takes a JSON schema as response_format; without, the prompt alone asks for it
     max_answer_words: int = 8
     page_chars: int = 12_000  # of a page, as shown to the model
     # questions of others

@@ -22,6 +22,7 @@ from mmsr_ray.tools.providers.base import (
     ImageSearchProvider,
     JudgeProvider,
     Keys,
+    ModelProvider,
     PictureFinder,
     Provider,
     Reader,
@@ -35,6 +36,7 @@ from mmsr_ray.tools.providers.fvqa_cache import FvqaCache
 from mmsr_ray.tools.providers.hosts import NoHost, UploadHost
 from mmsr_ray.tools.providers.image_index import ImageIndex
 from mmsr_ray.tools.providers.judges import ChatJudge, NoJudge
+from mmsr_ray.tools.providers.models import ChatModel, NoModel
 from mmsr_ray.tools.providers.readers import JinaReader, TrafilaturaReader
 from mmsr_ray.tools.providers.s3 import S3Host, read_s3_keys
 from mmsr_ray.tools.providers.search import SearxNg, SerpApiGoogle, SerpApiLens, SerperGoogle, SerperLens
@@ -47,6 +49,7 @@ KINDS: dict[str, dict[str, type[Provider]]] = {
     "reader": {"jina": JinaReader, "trafilatura": TrafilaturaReader, "corpus": CorpusReader},
     "summariser": {"chat": ChatSummariser, "extractive": ExtractiveSummariser},
     "judge": {"chat": ChatJudge, "none": NoJudge},
+    "model": {"chat": ChatModel, "none": NoModel},
     "picture_finder": {"serpapi_images": SerpApiImages, "serper_images": SerperImages, "none": NoFinder},
 }
 
@@ -65,6 +68,7 @@ def services(config: ToolsConfig) -> dict[str, ProviderConfig]:
         "reader": config.reader,
         "summariser": config.summariser,
         "judge": config.judge,
+        "model": config.model,
         "picture_finder": config.picture_finder,
     }
     return {name: _with_defaults(KINDS[name].get(section.kind), section) for name, section in given.items()}
@@ -130,6 +134,7 @@ class Providers:
     reader: Reader
     summariser: Summariser
     judge: JudgeProvider
+    model: ModelProvider
     picture_finder: PictureFinder
 
 
@@ -141,7 +146,7 @@ def make(name: str, config: ToolsConfig, http: Http, keys: Keys) -> Provider:
 
 
 def build(config: ToolsConfig, http: Http, keys: Keys) -> Providers:
-    """All five. Raises ToolsError as `make` does."""
+    """All of them. Raises ToolsError as `make` does."""
     made = {name: make(name, config, http, keys) for name in SERVICES}
     return Providers(
         cast(ImageSearchProvider, made["image_search"]),
@@ -150,5 +155,6 @@ def build(config: ToolsConfig, http: Http, keys: Keys) -> Providers:
         cast(Reader, made["reader"]),
         cast(Summariser, made["summariser"]),
         cast(JudgeProvider, made["judge"]),
+        cast(ModelProvider, made["model"]),
         cast(PictureFinder, made["picture_finder"]),
     )

@@ -21,6 +21,7 @@ from mmsr_ray.types import ToolFailure
 
 if TYPE_CHECKING:
     from mmsr_ray.tools.providers.finders import Find
+    from mmsr_ray.tools.providers.models import Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +130,12 @@ class JudgeProvider(Protocol):
     identity: str
 
     async def decide(self, case: Case) -> Summary: ...
+
+
+class ModelProvider(Protocol):
+    identity: str
+
+    async def turn(self, request: Request) -> Summary: ...
 
 
 class PictureFinder(Protocol):
