@@ -77,7 +77,7 @@ async def write(candidate: Candidate, author: Author, config: ConstructionConfig
         good += new[:missing]
         if len(good) == config.questions_per_picture:
             break
-        wrong = found[-1] if found else wrong
+        wrong = found[0] if found else wrong
         conversation = [*conversation, {"role": "assistant", "content": reply.text}, _again(found or [wrong], good, config)]
     return [_with(candidate, slot, good[slot] if slot < len(good) else wrong) for slot in range(config.questions_per_picture)]
 
