@@ -1,8 +1,10 @@
 """The Atlas web: one HTTP server with the shapes of the real services (spec §2.3).
 
 `/search.json` speaks SerpAPI (engines `google_lens`, `google` and `google_images`), `/wiki/*` and `/journal/*` are HTML pages,
-`/reader/<url>` answers as Jina Reader does, `/v1/chat/completions` as an OpenAI-compatible summariser, and, where a
-JSON schema is asked for, as an author of questions; `/upload` is an image host. On request it is slow, fails, limits, returns garbage or never answers: `Faults`, changed while it runs by
+`/reader/<url>` answers as Jina Reader does, `/v1/chat/completions` as an OpenAI-compatible service (the models `atlas-oracle` and
+`atlas-worldly` play the policy as Atlas's teachers, every other name is an author of questions where a JSON schema is asked for, and else
+a summariser), `/upload` is an image host. On request it is slow, fails, limits, returns garbage or never answers: `Faults`, changed while
+it runs by
 PUT /faults.
 
     python -m mmsr_ray.atlas.web --seed 0 --port 0 --ready FILE
@@ -28,12 +30,14 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from mmsr_ray.atlas import author, search
+from mmsr_ray.atlas import author, chat, search
 from mmsr_ray.atlas.latency import seconds_of
+from mmsr_ray.atlas.oracle import TEACHERS, Teacher
 from mmsr_ray.atlas.world import World, stable_seed
 
 log = logging.getLogger(__name__)
 MAX_UPLOAD = 20_000_000
+POLICY = "atlas-"  # models of this name and a teacher's
 _IMAGES = 8  # that an image search finds
 _TAG = re.compile(r"<[^>]+>")
 
@@ -234,15 +238,18 @@ class AtlasWeb:
         return web.json_response({"code": 200, "data": {"title": entity.name, "url": url.geturl(), "content": text}})
 
     async def chat(self, request: web.Request) -> web.Response:
-        """An OpenAI-shaped model. Asked for a JSON schema it is an author (atlas.author); else it condenses the page in the last
-        message for the question at its end.
+        """An OpenAI-shaped model. One of POLICY plays the policy. Asked for a JSON schema it is an author (atlas.author); else it
+        condenses the page in the last message for the question at its end.
         """
         try:
-            asked = await request.json()
+            asked: dict[str, Any] = await request.json()
+            if str(asked["model"]).startswith(POLICY):
+                return self._policy(asked)
             content = asked["messages"][-1]["content"]
             form = asked.get("response_format", {}).get("json_schema")
         except (json.JSONDecodeError, KeyError, IndexError, TypeError, AttributeError):
-            return web.json_response({"error": {"message": "`messages` is missing", "type": "invalid_request_error"}}, status=400)
+            error = {"message": "`model` or `messages` is missing", "type": "invalid_request_error"}
+            return web.json_response({"error": error}, status=400)
         if form:
             lapse = self._lapse()
             said = author.reply(self.world, asked["messages"], form["name"], form["schema"], lapse)
@@ -261,6 +268,24 @@ class AtlasWeb:
                 return lapse
             draw -= share
         return None
+
+    def _policy(self, asked: dict[str, Any]) -> web.Response:
+        name, messages = asked["model"].removeprefix(POLICY), asked["messages"]
+        if name not in TEACHERS:
+            error = {"message": f"there is no model {asked['model']}", "type": "invalid_request_error", "code": "model_not_found"}
+            return web.json_response({"error": error}, status=404)
+        try:
+            said = chat.say(Teacher(self.world, name), messages)
+        except chat.NotUnderstood as error:
+            return web.json_response({"error": {"message": str(error), "type": "invalid_request_error"}}, status=400)
+        words = said.split()
+        most = asked.get("max_tokens", len(words))
+        cut = len(words) > most
+        text = " ".join(words[:most]) if cut else said
+        prompt = sum(len(chat.text_of(message["content"])) for message in messages) // 4 + 4 * chat.pictures_in(messages)
+        usage = {"prompt_tokens": prompt, "completion_tokens": len(text.split())}
+        choice = {"index": 0, "finish_reason": "length" if cut else "stop", "message": {"role": "assistant", "content": text}}
+        return web.json_response({"id": "atlas", "object": "chat.completion", "model": asked["model"], "choices": [choice], "usage": usage})
 
     @staticmethod
     def _url(request: web.Request, path: str) -> str:

@@ -13,17 +13,10 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from mmsr_ray.evaluation.classes import BEHAVIOURS
 from mmsr_ray.observability.curves import SMOOTH_FROM, smooth
 from mmsr_ray.observability.drawing import COLOURS, INK, STYLE, markup
 from mmsr_ray.observability.seeds import Spread, spread
-
-CLASSES = {
-    "correct_search": "correct, searched",
-    "correct_no_search": "correct, did not search",
-    "wrong_search": "wrong, searched",
-    "wrong_no_search": "wrong, did not search",
-}
-"""The four classes of Fig. 4(b) (`evaluation.metrics.behaviour`), best first in words."""
 
 CLASS_COLOURS = {"correct_search": "#059669", "correct_no_search": "#6ee7b7", "wrong_search": "#f59e0b", "wrong_no_search": "#94a3b8"}
 ON_BAR = "#0b1220"  # text on a bar, on either ground
@@ -52,7 +45,7 @@ def stacks(behaviour: Mapping[str, Mapping[str, Seeds]]) -> str:
         axes = figure.add_subplot()
         places = range(len(behaviour))
         left = [0.0] * len(behaviour)
-        for name, label in CLASSES.items():
+        for name, label in BEHAVIOURS.items():
             shares = [_percent(spread(classes.get(name, []))) for classes in behaviour.values()]
             widths = [0.0 if share is None else share.mean for share in shares]
             axes.barh(places, widths, left=left, height=0.62, color=CLASS_COLOURS[name], label=label)

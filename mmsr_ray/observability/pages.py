@@ -10,6 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from mmsr_ray.evaluation.classes import BEHAVIOURS, ERRORS
 from mmsr_ray.observability.progress import NEEDS
 
 SUMMARY_CHARS = 1_500
@@ -35,7 +36,7 @@ def environment(picture: Callable[..., str | None]) -> Environment:
         "counts": counts,
         "span": span,
     }
-    made.globals["needs"] = NEEDS
+    made.globals |= {"needs": NEEDS, "behaviours": BEHAVIOURS, "errors": ERRORS}
     return made
 
 
