@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmsr_ray.data.construction.balance import NONE_CORRECT, UNDECIDED, UNSUPPORTED, Attempt, from_json, label, labelled
+from mmsr_ray.data.construction.attempts import Attempt, from_json
+from mmsr_ray.data.construction.balance import NONE_CORRECT, UNDECIDED, UNSUPPORTED, label, labelled
 from mmsr_ray.data.construction.balance_settings import BalanceConfig, complaint
 from mmsr_ray.data.construction.candidate import Candidate
 from mmsr_ray.types import Need
@@ -96,7 +97,8 @@ def test_candidates_get_their_label_or_the_reason() -> None:
         return json.dumps(entries)
 
     given_ = [Candidate("a"), Candidate("b"), Candidate("c"), Candidate("d").dropped("no image")]
-    found = list(labelled(given_, {"a": text("mmMMiitt"), "b": text("iiiiiiii"), "d": text("++++++++")}, K8))
+    attempts = {"a": text("mmMMiitt"), "b": text("iiiiiiii"), "d": text("++++++++")}
+    found = list(labelled(given_, lambda key: attempts.get(key, "[]"), K8))
     assert [(c.need, c.status) for c in found] == [
         ("mix_required", "kept"),
         ("", NONE_CORRECT),
