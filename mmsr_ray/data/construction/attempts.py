@@ -52,6 +52,8 @@ def from_json(text: str) -> list[Attempt]:
     """Raises ValueError when it is no such text."""
     try:
         entries: list[dict[str, Any]] = json.loads(text)
+        if not isinstance(entries, list):
+            raise TypeError("no list")
         return [Attempt(bool(e["correct"]), int(e["image_searches"]), int(e["text_searches"])) for e in entries]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"these are no attempts ({error!r}): {text[:80]!r}") from error

@@ -60,7 +60,7 @@ def _bars(counts: Mapping[str, Counter[str]]) -> Figure:
     axes.set_xlabel("questions")
     axes.set_xlim(0, 1.12 * max([1, *left]))
     if len(counts) > 1:
-        axes.legend(loc="lower right", fontsize=8)
+        figure.legend(loc="outside upper right", ncols=len(counts), fontsize=8)
     return figure
 
 
@@ -82,7 +82,8 @@ def _histogram(counts: Mapping[str, Counter[int]], title: str) -> Figure:
     axes.set_xlabel(title.lower() + (f" ({LONGEST}: that many or more)" if longest == LONGEST else ""))
     axes.set_ylabel("questions")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_axisbelow(True)
     axes.grid(axis="y", alpha=0.15, color=INK, linewidth=0.6)
     if len(counts) > 1:
-        axes.legend(fontsize=8)
+        figure.legend(loc="outside upper right", ncols=len(counts), fontsize=8)
     return figure
