@@ -80,8 +80,9 @@ def test_the_card_is_one_the_hub_reads_and_tells_no_paths(tmp_path: Path) -> Non
     write_dataset(tmp_path, {"train": [candidate(1), candidate(2), hostile], "test": []}, about())
     assert not (tmp_path / "test.parquet").exists()
     loaded = DatasetCard.load(tmp_path / "README.md")
-    assert (loaded.data.license, loaded.data.size_categories, loaded.data.pretty_name) == ("cc-by-sa-4.0", ["n<1K"], "Places")
-    assert loaded.data.to_dict()["configs"][0]["data_files"] == [{"split": "train", "path": "train.parquet"}]
+    header = loaded.data.to_dict()
+    assert (header["license"], header["size_categories"], header["pretty_name"]) == ("cc-by-sa-4.0", ["n<1K"], "Places")
+    assert header["configs"][0]["data_files"] == [{"split": "train", "path": "train.parquet"}]
     text = loaded.text
     for said in ("| image_required | 1 |", "| Place(s) | 1 |", "balance.rollouts | 8 |", "answer \\| not in page: 8", "site1.example"):
         assert said in text
