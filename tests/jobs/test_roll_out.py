@@ -15,11 +15,12 @@ import ray
 from jobs import roll_out as stage
 from jobs.atlas_stage import world
 from jobs.engines import answering
+from jobs.search_balance import label_stage
 from mmsr_ray.atlas.prepare import world_of
 from mmsr_ray.config import Config, load
 from mmsr_ray.data.construction.attempts import from_json
 from mmsr_ray.data.construction.balance import NONE_CORRECT, UNDECIDED, labelled
-from mmsr_ray.data.construction.candidate import Candidate
+from mmsr_ray.data.construction.candidate import Candidate, write
 from mmsr_ray.data.construction.journal import Journal
 from mmsr_ray.data.schema import DataError
 from mmsr_ray.tools.actor import start_tools
@@ -110,17 +111,19 @@ def test_no_question_is_rolled_out_twice_whatever_ends(config: Config, tmp_path:
         Journal(file, stage.settings_of(other))
 
 
-def test_rollouts_that_infrastructure_breaks_leave_a_question_undecided(config: Config, tmp_path: Path) -> None:
+def test_a_set_is_not_made_without_what_infrastructure_broke(config: Config, tmp_path: Path) -> None:
     samples = world_of(config.atlas).collected_samples("train", 2)
     candidates = [Candidate(s.uid, image=s.image, question=s.question, answer=s.answers[0]) for s in samples]
     candidates[0] = replace(candidates[0], image=b"no picture at all")
-    balance = replace(config.construction.balance, asks=2)
-    patient = replace(config, construction=replace(config.construction, balance=balance))
-    with Journal(tmp_path / "rollouts.sqlite", stage.settings_of(patient)) as journal:
-        found = stage.roll_out(patient, lambda: candidates, journal)
-        assert (found.asked, found.undecided) == (3, 1)
-        ended = list(labelled(candidates, journal.attempts, balance))
+    source, target, file = tmp_path / "before.parquet", tmp_path / "labels.parquet", tmp_path / "rollouts.sqlite"
+    write(source, candidates)
+    with pytest.raises(DataError, match="1 of 2 questions have too few rollouts"):
+        label_stage(config, source, target, file)
+    assert not target.exists()
+    with Journal(file, stage.settings_of(config)) as journal:
+        ended = list(labelled(candidates, journal.attempts, config.construction.balance))
     assert ended[0].status == UNDECIDED
+    assert len(from_json(ended[1].attempts)) == 4, "what was rolled out is kept"
 
 
 def _kept(journal: Journal) -> dict[str, str]:
