@@ -9,6 +9,9 @@ its right rollouts: "any correct without search: search-free; correct only with 
 text-required; only both: mix-required". It does not say what a question is whose right rollouts took several of the searching
 ways. Here the way with the fewest kinds of search wins, since it was enough; between image alone and text alone, which are
 equally many, the one with more right rollouts, then the one that fewer rollouts took in vain, then image.
+
+By the paper's rule one right rollout without search makes a question search-free, and a policy that samples guesses right now
+and then. `min_support` asks for more than one; a question none of whose ways has them is left out, and counted apart.
 """
 
 from __future__ import annotations
@@ -45,7 +48,7 @@ def label(attempts: Sequence[Attempt], config: BalanceConfig) -> Label:
         return Label(None, UNDECIDED)
     taken = Counter(attempt.way for attempt in attempts)
     right = Counter(attempt.way for attempt in attempts if attempt.correct)
-    enough = [way for way in right if right[way] >= max(config.min_support, config.min_success * taken[way])]
+    enough = [way for way in right if right[way] >= config.min_support]
     if enough:
         need = min(enough, key=lambda way: (way.searches, -right[way], taken[way], way is not Need.IMAGE))
         return Label(need, support=right[need], confidence=right[need] / config.rollouts)
