@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -54,7 +55,8 @@ def read_demonstrations(config: Config, path: str | Path) -> Demonstrations:
     made, began = [], []
     for places in _shares(choice.places, os.cpu_count() or 1):
         count = sum(len(place.rows) for place in places)
-        told, *groups = ray.remote(build).options(num_cpus=1, num_returns=count + 1).remote(places)
+        build_share: Any = ray.remote(build)
+        told, *groups = build_share.options(num_cpus=1, num_returns=count + 1).remote(places)
         began.append((told, groups, count))
     dropped: Counter[str] = Counter()
     for told, groups, count in began:

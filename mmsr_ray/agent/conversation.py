@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from mmsr_ray.agent.grammar import TRUNCATED
 from mmsr_ray.agent.pieces import PictureError, Piece, QuestionError, SizedPicture
 from mmsr_ray.agent.ports import EngineError, Generate, Tools
 from mmsr_ray.agent.prompts import PromptSet
@@ -118,8 +119,8 @@ class Conversation:
         self.transcript.add_generation(generation)
         text = self.parts.codec.decode_turn(generation.token_ids)
         if not generation.stopped:
-            self._add_turn(text, Malformed("hit its token limit"), generation)
-            raise Ended(Outcome.POLICY_ERROR, "a turn hit its token limit")
+            self._add_turn(text, Malformed(TRUNCATED), generation)
+            raise Ended(Outcome.POLICY_ERROR, f"a turn {TRUNCATED}")
         self._add_turn(text, Malformed("not parsed"), generation)
         return text
 

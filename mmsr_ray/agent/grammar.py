@@ -17,6 +17,7 @@ IMAGE_SEARCH = "<search><img></search>"
 TEXT_OPEN, TEXT_CLOSE = "<text_search>", "</text_search>"
 ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
 INFORMATION_OPEN, INFORMATION_CLOSE = "<information>", "</information>"
+TRUNCATED = "hit its token limit"  # why a turn is malformed that did not come to its end
 
 _TAG_NAMES = ("reason", "search", "img", "text_search", "answer", "information")
 _FOREIGN = re.compile(r"<(?=/?(?:" + "|".join(_TAG_NAMES) + r")\s*/?>|\|)", re.IGNORECASE)

@@ -69,33 +69,32 @@ def world_of(atlas: AtlasConfig) -> world.World:
 
 
 def prepare(config: Config) -> None:
-    """Write the policy folder and both parquet files where `config.model.path` and `config.data` say, and UNBALANCED.
+    """Write the policy folder, both parquet files where `config.model.path` and `config.data` say, and UNBALANCED in atlas.dir.
 
-    All inside `atlas.dir`: what they name outside of it is somebody's own and stays as it is.
+    What is there and lies outside of atlas.dir is somebody's own and stays as it is.
     """
     stamp = Path(config.atlas.dir) / "atlas.json"
     version = _version(config)
     fresh = not (stamp.is_file() and stamp.read_text() == version)
     here = world_of(config.atlas)
+    count = config.atlas.train_questions
     sets = {
-        config.data.train: lambda: here.samples("train", config.atlas.train_questions),
-        config.data.test: lambda: here.samples("test", config.atlas.test_questions),
-        str(stamp.with_name(UNBALANCED)): lambda: here.collected_samples(
-            "train", config.atlas.train_questions
-        ),  # last: data.train may name it
+        Path(config.data.train): lambda: here.samples("train", count),
+        Path(config.data.test): lambda: here.samples("test", config.atlas.test_questions),
+        stamp.with_name(UNBALANCED): lambda: here.collected_samples("train", count),  # last: data.train may name it
     }
     stamp.parent.mkdir(parents=True, exist_ok=True)
-    if fresh and _inside(config.model.path, config.atlas.dir):
+    if fresh and (_inside(config.model.path, config.atlas.dir) or not Path(config.model.path).exists()):
         build_policy(config.model.path, config.atlas.seed)
     for file, samples in sets.items():
-        if _inside(file, config.atlas.dir) and (fresh or not Path(file).is_file()):
+        if not file.is_file() or (fresh and _inside(file, config.atlas.dir)):
             write_fvqa(file, samples())
     stamp.write_text(version)
     log.info("Atlas: %d entities, %d + %d questions", len(here.entities), config.atlas.train_questions, config.atlas.test_questions)
 
 
-def _inside(path: str, folder: str) -> bool:
-    return "://" not in path and Path(path).absolute().is_relative_to(Path(folder).absolute())
+def _inside(path: str | Path, folder: str) -> bool:
+    return Path(path).absolute().is_relative_to(Path(folder).absolute())
 
 
 def _version(config: Config) -> str:

@@ -4,46 +4,34 @@ A job writes it when it ends; the command renews it and the report at any time, 
 Writes runs/NAME/browse/: index.html (steps and evaluations), episodes.html (all, to be filtered), and pages of PAGE episodes
 for each step and evaluation. It can be opened from disk, copied, or served by anything.
 
-Promise: no page is larger than about 2 MB, however much was written or found: pictures lie beside the pages, once each, by
-the hash of their content; long lists and steps are cut into pages, long texts are cut and say so. Pages of a step that has
-not changed are not written again. What a model or the web wrote is text and nothing else: it is escaped, links are http(s)
-only, and the one script is ours, by its hash.
+Promise: no page is larger than about 2 MB, however much was written or found: pictures lie beside the pages, long lists and
+steps are cut into pages, long texts are cut and say so (`folder`). Pages of a step that has not changed are not written
+again. What a model or the web wrote is text and nothing else: it is escaped, and links are http(s) only.
 """
 
 from __future__ import annotations
 
 import argparse
-import base64
 import hashlib
 import json
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment
-from markupsafe import Markup
-
 from mmsr_ray.evaluation.trajectories import StoredTrajectory, read_trajectories
 from mmsr_ray.observability.catalogue import TRAJECTORIES, Row, Source, episode_files, read_source
-from mmsr_ray.observability.pages import environment
-from mmsr_ray.observability.pictures import shown
+from mmsr_ray.observability.folder import MOST_CHARS, SIDE, PageFolder, leaf, page_name, parts
 from mmsr_ray.observability.report import write_report
 
 logger = logging.getLogger(__name__)
 
 FOLDER = "browse"
-PICTURES = "pictures"
 STATE = "state.json"  # what the pages were made from
 PAGE = 16  # episodes of one page: two groups of eight
-ROWS = 1_000  # of one page of episodes.html or index.html
-BLOCK_BYTES = 100_000  # of one episode in a page
-MOST_CHARS = (20_000, 3_000, 300, 0)  # of a turn: the first that keeps the episode within BLOCK_BYTES; 0: its turns are left out
-SIDES = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp", "image/gif": "gif"}
-SIDE = 640  # pixels of a question's picture: shown smaller, opened as large
 
 
 def write_browser(run_dir: str | Path) -> Path:
@@ -60,15 +48,7 @@ class _Browser:
     def __init__(self, run: Path) -> None:
         self.trajectories = run / TRAJECTORIES
         self.folder = run / FOLDER
-        (self.folder / PICTURES).mkdir(parents=True, exist_ok=True)
-        script = _template("filter.js.jinja")
-        self._script_hash = "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-        self._environment: Environment = environment(self._picture)
-        self._environment.globals |= {
-            "run": run.resolve().name,
-            "script": Markup(script),
-            "script_hash": self._script_hash,
-        }
+        self._pages = PageFolder(self.folder, run=run.resolve().name)
 
     def write(self, sources: Sequence[Source]) -> None:
         known = self._known()
@@ -80,7 +60,7 @@ class _Browser:
                 self._write_source(source, before, after)
         self._write_index(sources)
         self._write_episodes(sources)
-        self._put(STATE, json.dumps({"look": _look(), "files": current}))
+        self._pages.put(STATE, json.dumps({"look": _look(), "files": current}))
 
     # ------------------------------------------------------------------------------------------------ steps and evaluations
 
@@ -93,13 +73,13 @@ class _Browser:
             first = number * PAGE
             numbered = list(enumerate(islice(episodes, PAGE), start=first))
             groups = [self._group(list(pairs), source.rows) for _, pairs in groupby(numbered, key=lambda pair: pair[1].uid)]
-            self._render(
+            self._pages.render(
                 page_name(source.stem, number),
                 "step.html.jinja",
                 title=source.title,
                 source=source,
                 groups=groups,
-                pages=_leaf(source.stem, number, count),
+                pages=leaf(source.stem, number, count),
                 previous=previous,
                 next=following,
                 filtered=True,
@@ -110,30 +90,12 @@ class _Browser:
         all_of_it = [row for row in rows if row.uid == rows[episodes[0][0]].uid]
         return {
             "first": episodes[0][1],
-            "blocks": [Markup(self._block(number, episode, rows[number])) for number, episode in episodes],
+            "blocks": [
+                self._pages.block("rollout.html.jinja", number=number, episode=episode, row=rows[number]) for number, episode in episodes
+            ],
             "size": len(all_of_it),
             "right": sum(row.verdict == "right" for row in all_of_it),
         }
-
-    def _block(self, number: int, episode: StoredTrajectory, row: Row) -> str:
-        block = ""
-        template = self._environment.get_template("rollout.html.jinja")
-        for most in MOST_CHARS:
-            block = template.render(number=number, episode=episode, row=row, most=most)
-            if len(block.encode()) <= BLOCK_BYTES:
-                break
-        return block
-
-    def _picture(self, picture: bytes | None, side: int = SIDE) -> str | None:
-        """Write the picture, unless it is there, and return its address from a page."""
-        found = shown(picture, side)
-        if found is None:
-            return None
-        content, kind = found
-        name = f"{PICTURES}/{hashlib.sha256(content).hexdigest()[:24]}.{SIDES[kind]}"
-        if not (self.folder / name).is_file():
-            self._put(name, content)
-        return name
 
     # ------------------------------------------------------------------------------------------------ lists
 
@@ -142,8 +104,8 @@ class _Browser:
         steps = [source for source in sources if source.step is not None]
         listed = [{"page": page_name(source.stem, 0), "source": source} for source in [*evaluations, *reversed(steps)]]
         totals = {"total": sum(source.count for source in sources), "steps": len(steps), "evaluations": len(evaluations)}
-        for number, part, pages in _parts("index", listed):
-            self._render(
+        for number, part, pages in parts("index", listed):
+            self._pages.render(
                 page_name("index", number), "index.html.jinja", title="Episodes", listed=part, pages=pages, filtered=False, **totals
             )
 
@@ -155,8 +117,8 @@ class _Browser:
             for source in [*reversed(steps), *evaluations]
             for number, row in enumerate(source.rows)
         ]
-        for number, part, pages in _parts("episodes", listed):
-            self._render(
+        for number, part, pages in parts("episodes", listed):
+            self._pages.render(
                 page_name("episodes", number), "episodes.html.jinja", title="All episodes", listed=part, pages=pages, filtered=True
             )
 
@@ -167,36 +129,6 @@ class _Browser:
         file = self.folder / STATE
         state = json.loads(file.read_text()) if file.is_file() else {}
         return state["files"] if state.get("look") == _look() else {}
-
-    def _render(self, name: str, template: str, **values: Any) -> None:
-        self._put(name, self._environment.get_template(template).render(**values))
-
-    def _put(self, name: str, content: str | bytes) -> None:
-        partial = self.folder / f"{name}.partial"
-        partial.write_bytes(content.encode() if isinstance(content, str) else content)
-        partial.replace(self.folder / name)
-
-
-def page_name(stem: str, number: int) -> str:
-    """File of the page `number`, counted from 0."""
-    return f"{stem}.html" if number == 0 else f"{stem}.{number + 1}.html"
-
-
-def _leaf(stem: str, number: int, count: int) -> dict[str, Any]:
-    """The way from one page of a list to the next."""
-    return {
-        "number": number + 1,
-        "count": count,
-        "newer": page_name(stem, number - 1) if number > 0 else None,
-        "older": page_name(stem, number + 1) if number + 1 < count else None,
-    }
-
-
-def _parts(stem: str, listed: Sequence[Any]) -> Iterator[tuple[int, Sequence[Any], dict[str, Any]]]:
-    """(page, its part of the list, the way to others); one empty page for an empty list."""
-    count = max(1, -(-len(listed) // ROWS))
-    for number in range(count):
-        yield number, listed[number * ROWS : (number + 1) * ROWS], _leaf(stem, number, count)
 
 
 def _neighbour(sources: Sequence[Source], number: int, way: int) -> str | None:
@@ -209,10 +141,6 @@ def _neighbour(sources: Sequence[Source], number: int, way: int) -> str | None:
 def _mark(path: Path) -> list[int]:
     status = path.stat()
     return [status.st_size, status.st_mtime_ns]
-
-
-def _template(name: str) -> str:
-    return (files("mmsr_ray.observability") / "templates" / name).read_text()
 
 
 def _look() -> str:

@@ -14,9 +14,12 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from mmsr_ray.evaluation.classes import behaviour_class, error_type
+
 TRAJECTORIES = "trajectories"
 STEP = re.compile(r"step_(\d+)")  # of a training step: keeping.Keeper; anything else is of an evaluation
-COLUMNS = ("uid", "index", "question", "need", "outcome", "answer", "reward", "correct", "turns.list.element.tool")
+TURN = ("action", "tool", "failure", "detail")
+COLUMNS = ("uid", "index", "question", "need", "outcome", "answer", "reward", "correct", *(f"turns.list.element.{name}" for name in TURN))
 UID_CHARS = 100
 QUESTION_CHARS = 120
 ANSWER_CHARS = 60
@@ -36,6 +39,8 @@ class Row:
     reward: float | None
     correct: bool | None
     searched: str  # "no", "image", "text" or "image text"
+    behaviour: str | None  # of evaluation.classes.BEHAVIOURS
+    error: str  # of evaluation.classes.ERRORS
 
     @property
     def verdict(self) -> str:
@@ -92,7 +97,25 @@ def read_source(path: Path, folder: Path) -> Source:
     return Source(path, stem, title, step, [_row(row, step) for row in table.to_pylist()])
 
 
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    action: str
+    tool: str | None
+    failure: str | None
+    detail: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """What `evaluation.classes` looks at."""
+
+    outcome: str
+    correct: bool | None
+    turns: list[_Turn]
+
+
 def _row(row: Mapping[str, Any], step: int | None) -> Row:
+    judged = _Judged(row["outcome"], row["correct"], [_Turn(**turn) for turn in row["turns"]])
     used = {turn["tool"] for turn in row["turns"] if turn["tool"]}
     return Row(
         uid=row["uid"][:UID_CHARS],
@@ -105,6 +128,8 @@ def _row(row: Mapping[str, Any], step: int | None) -> Row:
         reward=row["reward"],
         correct=row["correct"],
         searched=" ".join(sorted(used)) or "no",
+        behaviour=behaviour_class(judged),
+        error=error_type(judged),
     )
 
 

@@ -13,17 +13,10 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from mmsr_ray.evaluation.classes import BEHAVIOURS
 from mmsr_ray.observability.curves import SMOOTH_FROM, smooth
 from mmsr_ray.observability.drawing import COLOURS, INK, STYLE, markup
 from mmsr_ray.observability.seeds import Spread, spread
-
-CLASSES = {
-    "correct_search": "correct, searched",
-    "correct_no_search": "correct, did not search",
-    "wrong_search": "wrong, searched",
-    "wrong_no_search": "wrong, did not search",
-}
-"""The four classes of Fig. 4(b) (`evaluation.metrics.behaviour`), best first in words."""
 
 CLASS_COLOURS = {"correct_search": "#059669", "correct_no_search": "#6ee7b7", "wrong_search": "#f59e0b", "wrong_no_search": "#94a3b8"}
 ON_BAR = "#0b1220"  # text on a bar, on either ground
@@ -52,7 +45,7 @@ def stacks(behaviour: Mapping[str, Mapping[str, Seeds]]) -> str:
         axes = figure.add_subplot()
         places = range(len(behaviour))
         left = [0.0] * len(behaviour)
-        for name, label in CLASSES.items():
+        for name, label in BEHAVIOURS.items():
             shares = [_percent(spread(classes.get(name, []))) for classes in behaviour.values()]
             widths = [0.0 if share is None else share.mean for share in shares]
             axes.barh(places, widths, left=left, height=0.62, color=CLASS_COLOURS[name], label=label)
@@ -68,8 +61,10 @@ def stacks(behaviour: Mapping[str, Mapping[str, Seeds]]) -> str:
         return markup(figure)
 
 
-def training(curves: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], key: str, label: str, needed: float | None = None) -> str:
-    """`key` over training steps, a line with a band per variant; `needed` is a dashed line across."""
+def training(
+    curves: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], key: str, label: str, *, needed: float | None = None, dots: str = ""
+) -> str:
+    """`key` over training steps, a line with a band per variant; `needed` is a dashed line across, `dots` a key that some steps have."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(5.2, 3.0), layout="constrained")
         axes = figure.add_subplot()
@@ -78,6 +73,8 @@ def training(curves: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], key: s
             mark = "" if len(steps) > 1 else "o"
             axes.fill_between(steps, [s.low for s in spreads], [s.high for s in spreads], color=colour, alpha=0.18, linewidth=0)
             axes.plot(steps, [s.mean for s in spreads], color=colour, linewidth=1.6, label=variant, marker=mark)
+            places, found = over_seeds(runs, dots)
+            axes.plot(places, [s.mean for s in found], color=colour, marker="o", markersize=4, linestyle="")
         if needed is not None:
             axes.axhline(needed, color=INK, linewidth=1.0, linestyle="--", label="what is needed")
         axes.set_ylim(min(0.0, axes.get_ylim()[0]), max(1.0, axes.get_ylim()[1]))
@@ -114,7 +111,7 @@ def over_seeds(runs: Sequence[Sequence[Mapping[str, Any]]], key: str) -> tuple[l
     values: dict[int, list[float | None]] = {}
     for records in runs:
         series = [record.get(key) for record in records]
-        if len(series) >= SMOOTH_FROM:
+        if len(series) >= SMOOTH_FROM and None not in series:
             series = smooth(series, len(series) // 20)
         for record, value in zip(records, series, strict=True):
             values.setdefault(int(record["step"]), []).append(value)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mmsr_ray.evaluation.trajectories import write_groups, write_trajectories
-from mmsr_ray.observability import browse
+from mmsr_ray.observability import folder as folder_of_pages
 from mmsr_ray.observability.browse import PAGE, write_browser
 from mmsr_ray.types import Answer, Group, Need, Outcome, Sample, TextHit, TextSearch, ToolKind, ToolResult, Trajectory, Turn
 from tests.observability.episodes import ATTACK, Tags, episode, png, searching
@@ -85,8 +85,14 @@ def test_what_can_be_asked_for_stands_at_each_episode(run: Path) -> None:
     for name in ("episodes.html", "step_000002.html"):
         attributes = found[name].attributes
         assert {value for key, value in attributes if key == "data-searched"} >= {"image text"}
-        assert {"data-uid", "data-step", "data-outcome", "data-correct", "data-searched", "data-need"} <= {key for key, _ in attributes}
-        assert [key for key, value in attributes if key == "name" and value in ("correct", "searched", "need", "outcome", "uid")]
+        assert {"data-uid", "data-step", "data-outcome", "data-correct", "data-searched", "data-need", "data-behaviour", "data-error"} <= {
+            key for key, _ in attributes
+        }
+        assert [
+            key
+            for key, value in attributes
+            if key == "name" and value in ("correct", "behaviour", "error", "searched", "need", "outcome", "uid")
+        ]
     assert sum(key == "data-uid" for key, _ in found["episodes.html"].attributes) == 49
 
 
@@ -158,7 +164,7 @@ def test_no_page_is_large(tmp_path: Path, length: int, hits: int, character: str
 
 
 def test_long_lists_are_cut_into_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(browse, "ROWS", 2)
+    monkeypatch.setattr(folder_of_pages, "ROWS", 2)
     for step in range(1, 4):
         write_trajectories(
             tmp_path / "trajectories" / f"step_{step:06d}.parquet", [episode(f"q{step}", Need.TEXT, True)], split="train", step=step
