@@ -34,7 +34,8 @@ TELL_SECONDS = 10.0
 FETCH_SECONDS = 60.0  # a group comes out of the object store within this time
 GRACE_SECONDS = 60.0  # beyond the runner's own deadline of a group
 AFTER_WARMUP = 1 << 30  # the training step that rollouts are scored at; correctness does not depend on it
-FOLLOWS_FROM = ("model", "agent", "reward", "rollout.temperature", "rollout.seeded", "run.seed", "construction.balance.rollouts")
+_OF_BALANCE = ("construction.balance.rollouts", "construction.balance.direct")
+FOLLOWS_FROM = ("model", "agent", "reward", "rollout.temperature", "rollout.seeded", "run.seed", *_OF_BALANCE)
 """Settings that rollouts follow from, beside the kinds of the services."""
 
 Candidates = Callable[[], Iterable[Candidate]]
@@ -100,12 +101,13 @@ def roll_out(config: Config, candidates: Candidates, journal: Journal) -> Rolled
 
 def _ask(config: Config, runners: Sequence[ActorHandle], candidates: Iterable[Candidate], seconds: float) -> Iterator[list[Ended]]:
     """Groups of rollouts as they end, in any order."""
+    balance = config.construction.balance
 
     def group(runner: ActorHandle, question: Question) -> list[ObjectRef]:
         # Always of epoch 0: rollouts that broke are the same ones when they are asked again.
         ticket = Ticket(question.sample.uid, 0, 0, [question.sample])
         call = runner.sample_group.options(num_returns=2)
-        return cast(list[ObjectRef], call.remote(ticket, config.construction.balance.rollouts, AFTER_WARMUP))
+        return cast(list[ObjectRef], call.remote(ticket, balance.rollouts, AFTER_WARMUP, balance.direct))
 
     return ask(
         runners,

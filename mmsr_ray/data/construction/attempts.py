@@ -37,6 +37,7 @@ def to_json(trajectories: Iterable[Trajectory]) -> str:
             "correct": t.reward is not None and t.reward.correct,
             "image_searches": t.calls(ToolKind.IMAGE),
             "text_searches": t.calls(ToolKind.TEXT),
+            "workflow": t.workflow,
             "answer": t.answer,
             "outcome": t.outcome.value,
             "detail": t.detail,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 @dataclass
 class BalanceConfig:
     rollouts: int = 8  # of each question: k
+    direct: int = 0  # so many of them get no tools; 0: the paper's way. For a policy that seldom tries to answer without
     min_survivors: int = 6  # rollouts that infrastructure must have left; with fewer a question is asked again
     asks: int = 3  # how often one submission asks a question that stays undecided
     min_support: int = 1  # right rollouts that a way of answering must have; 1: the paper's rule, where one lucky guess counts
@@ -23,6 +24,8 @@ def complaint(c: BalanceConfig) -> str:
             f"construction.balance.min_survivors={c.min_survivors} must lie between 1 and construction.balance.rollouts={c.rollouts}: "
             "no question could be decided otherwise"
         )
+    if not 0 <= c.direct < c.rollouts:
+        return f"construction.balance.direct={c.direct} must be at least 0 and below construction.balance.rollouts={c.rollouts}: some must be free to search"
     if not 1 <= c.min_support <= c.min_survivors:
         return (
             f"construction.balance.min_support={c.min_support} must lie between 1 and construction.balance.min_survivors="

@@ -112,6 +112,7 @@ def test_candidates_get_their_label_or_the_reason() -> None:
     [
         (BalanceConfig(min_survivors=9), "min_survivors"),
         (BalanceConfig(min_support=7), "min_support"),
+        (BalanceConfig(direct=8), "direct"),
         (BalanceConfig(asks=0), "asks"),
         (BalanceConfig(required_per_free=-1), "required_per_free"),
         (BalanceConfig(deadline_seconds=0), "deadline_seconds"),
