@@ -329,3 +329,8 @@ class GroupSummary:
     epoch: int
     trajectories: tuple[TrajectorySummary, ...]
     metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def out_of_money(self) -> bool:
+        """A search of one of its rollouts was refused because the budget is spent."""
+        return "out_of_money" in self.metrics

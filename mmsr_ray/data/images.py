@@ -25,28 +25,34 @@ CHUNK = 32  # rows of one batch of the copy
 
 
 class ImageStore:
-    """Not shared between processes; each opens its own maps. Keeps a map open per file."""
+    """Not shared between processes; each opens its own maps. Keeps a map open per file. `column` holds the pictures."""
 
-    def __init__(self, folder: str | Path | None = None) -> None:
+    def __init__(self, folder: str | Path | None = None, column: str = "images") -> None:
+        self._column = column
         self._folder = Path(folder) if folder else Path(tempfile.gettempdir()) / f"mmsr-images-{os.getuid()}"
         self._columns: dict[str, pa.ChunkedArray] = {}
 
     def load(self, file: str, row: int) -> bytes:
         """Encoded bytes of the row's one picture. Raises BadRow where there is none, DataError where the file is gone."""
-        if file not in self._columns:
-            self._columns[file] = self._open(file)
-        entry = image_entry(self._columns[file][row].as_py())
+        entry = image_entry(self.cell(file, row))
         if entry.get("bytes"):
             return bytes(entry["bytes"])
         if entry.get("path"):
-            return _read_beside(file, str(entry["path"]))
+            return read_beside(file, str(entry["path"]))
         raise BadRow("no image")
 
+    def cell(self, file: str, row: int) -> Any:
+        """What the column holds there, as a Python value."""
+        if file not in self._columns:
+            self._columns[file] = self._open(file)
+        return self._columns[file][row].as_py()
+
     def _open(self, file: str) -> pa.ChunkedArray:
-        copy = self._folder / f"{_identity(file)}.arrow"
+        suffix = "" if self._column == "images" else "-" + hashlib.sha256(self._column.encode()).hexdigest()[:8]
+        copy = self._folder / f"{_identity(file)}{suffix}.arrow"
         if not copy.exists():
             self._copy(file, copy)
-        return pa.ipc.open_file(pa.memory_map(str(copy))).read_all().column("images")
+        return pa.ipc.open_file(pa.memory_map(str(copy))).read_all().column(self._column)
 
     def _copy(self, file: str, copy: Path) -> None:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -55,9 +61,9 @@ class ImageStore:
         try:
             with fsspec.open(file, "rb") as source:
                 parquet = pq.ParquetFile(source, pre_buffer=False)
-                schema = pa.schema([parquet.schema_arrow.field("images")])
+                schema = pa.schema([parquet.schema_arrow.field(self._column)])
                 with pa.OSFile(partial, "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-                    for batch in parquet.iter_batches(batch_size=CHUNK, columns=["images"]):
+                    for batch in parquet.iter_batches(batch_size=CHUNK, columns=[self._column]):
                         writer.write_batch(batch)
             os.replace(partial, copy)
         except (pa.ArrowException, OSError) as error:
@@ -79,8 +85,8 @@ def _identity(file: str) -> str:
     return hashlib.sha256(f"{file}|{info.get('size')}|{stamp}|{info.get('ino', '')}".encode()).hexdigest()[:32]
 
 
-def _read_beside(file: str, path: str) -> bytes:
-    """A picture stored beside the parquet file, by a path relative to its folder or absolute."""
+def read_beside(file: str, path: str) -> bytes:
+    """A picture stored beside a data file, by a path relative to its folder or absolute. Raises BadRow where it is missing."""
     target = path if os.path.isabs(path) or "://" in path else os.path.join(os.path.dirname(file), path)
     try:
         filesystem, path = fsspec.core.url_to_fs(target)

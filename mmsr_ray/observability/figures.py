@@ -61,8 +61,10 @@ def stacks(behaviour: Mapping[str, Mapping[str, Seeds]]) -> str:
         return markup(figure)
 
 
-def training(curves: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], key: str, label: str, needed: float | None = None) -> str:
-    """`key` over training steps, a line with a band per variant; `needed` is a dashed line across."""
+def training(
+    curves: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], key: str, label: str, *, needed: float | None = None, dots: str = ""
+) -> str:
+    """`key` over training steps, a line with a band per variant; `needed` is a dashed line across, `dots` a key that some steps have."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(5.2, 3.0), layout="constrained")
         axes = figure.add_subplot()
@@ -71,6 +73,8 @@ def training(curves: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], key: s
             mark = "" if len(steps) > 1 else "o"
             axes.fill_between(steps, [s.low for s in spreads], [s.high for s in spreads], color=colour, alpha=0.18, linewidth=0)
             axes.plot(steps, [s.mean for s in spreads], color=colour, linewidth=1.6, label=variant, marker=mark)
+            places, found = over_seeds(runs, dots)
+            axes.plot(places, [s.mean for s in found], color=colour, marker="o", markersize=4, linestyle="")
         if needed is not None:
             axes.axhline(needed, color=INK, linewidth=1.0, linestyle="--", label="what is needed")
         axes.set_ylim(min(0.0, axes.get_ylim()[0]), max(1.0, axes.get_ylim()[1]))
@@ -107,7 +111,7 @@ def over_seeds(runs: Sequence[Sequence[Mapping[str, Any]]], key: str) -> tuple[l
     values: dict[int, list[float | None]] = {}
     for records in runs:
         series = [record.get(key) for record in records]
-        if len(series) >= SMOOTH_FROM:
+        if len(series) >= SMOOTH_FROM and None not in series:
             series = smooth(series, len(series) // 20)
         for record, value in zip(records, series, strict=True):
             values.setdefault(int(record["step"]), []).append(value)

@@ -13,12 +13,12 @@ from typing import Any
 
 from markupsafe import Markup
 
+from mmsr_ray.evaluation.significance import over_seeds
 from mmsr_ray.observability import figures
 from mmsr_ray.observability.figures import Seeds
 from mmsr_ray.observability.pages import environment
 from mmsr_ray.observability.pictures import data_uri
 from mmsr_ray.observability.progress import duration
-from mmsr_ray.observability.seeds import Spread, spread
 
 FILE = "findings.html"
 
@@ -27,8 +27,8 @@ FILE = "findings.html"
 class Cell:
     """Acc / SR of one model in one workflow on one kind of question; `best`: highest accuracy of its column."""
 
-    accuracy: Spread | None
-    search_ratio: Spread | None
+    accuracy: Mapping[str, Any] | None  # of significance.over_seeds
+    search_ratio: Mapping[str, Any] | None
     best: bool
 
 
@@ -44,13 +44,14 @@ def write_findings(folder: str | Path, findings: Mapping[str, Any]) -> Path:
     Keys of `findings`, each of which may be missing ("per seed" is a list with one value a seed, None where it has none; all
     accuracies, ratios and class shares lie in [0, 1]):
     - "findings": [{"id", "claim", "held": bool, "verdict", "numbers", "seeds": [int], "reason"}], where "numbers" is
-      [{"name", "per_seed", "mean", "low", "high", "unit"}]: with unit "%" the values are shares in [0, 1], shown in percent;
+      [{"name", "per_seed", "mean", "low", "high", "unit"}]: with unit "%" the values are shares in [0, 1], shown in percent, and low
+      and high are of the 95 % interval of the mean;
     - "table": [{"model", "workflow", "cells": {column: {"accuracy": per seed, "search_ratio": per seed}}}] (Table 1);
     - "rag": {"before RL" | "after RL": {group: accuracies per seed}} (Fig. 4a);
     - "behaviour": {"before RL" | "after RL": {class of `metrics.behaviour`: shares per seed}} (Fig. 4b);
     - "sft": [{"name", "questions": int, "accuracy": per seed, "search_ratio": per seed}] (Fig. 5a);
-    - "curves": {variant: per seed [{"step", "reward", "search_ratio"}]} and "needed", the search ratio of a policy that searches
-      as needed (Fig. 5b);
+    - "curves": {variant: per seed [{"step", "reward", "search_ratio"}]}, where a step may have "held_out", its search ratio on the
+      held-out questions, and "needed", the search ratio of a policy that searches as needed there (Fig. 5b);
     - "machine" of `summary.machine`, "seconds" of the whole.
     """
     target = Path(folder) / FILE
@@ -96,15 +97,21 @@ def shown_finding(finding: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _best(cells: Iterable[Mapping[str, Seeds] | None]) -> float | None:
-    means = [found.mean for cell in cells if cell is not None and (found := spread(cell["accuracy"])) is not None]
+    means = [found["mean"] for cell in cells if cell is not None and (found := _over(cell["accuracy"])) is not None]
     return max(means, default=None)
 
 
 def _cell(cell: Mapping[str, Seeds] | None, best: float | None) -> Cell:
     if cell is None:
         return Cell(None, None, False)
-    accuracy = spread(cell["accuracy"])
-    return Cell(accuracy, spread(cell["search_ratio"]), accuracy is not None and accuracy.mean == best)
+    accuracy = _over(cell["accuracy"])
+    return Cell(accuracy, _over(cell["search_ratio"]), accuracy is not None and accuracy["mean"] == best)
+
+
+def _over(values: Seeds) -> Mapping[str, Any] | None:
+    """Of the seeds that have the number; None where none has."""
+    known = [value for value in values if value is not None]
+    return over_seeds(known) if known else None
 
 
 def _rag(rag: Mapping[str, Mapping[str, Seeds]]) -> Markup | None:
@@ -133,5 +140,5 @@ def _curves(curves: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], needed:
         return []
     return [
         Markup(figures.training(curves, "reward", "reward")),
-        Markup(figures.training(curves, "search_ratio", "search ratio", needed)),
+        Markup(figures.training(curves, "search_ratio", "search ratio", needed=needed, dots="held_out")),
     ]

@@ -35,6 +35,10 @@ def environment(picture: Callable[..., str | None]) -> Environment:
         "usd": usd,
         "counts": counts,
         "span": span,
+        "hundred": hundred,
+        "points": points,
+        "p_value": p_value,
+        "figure": figure,
     }
     made.globals |= {"needs": NEEDS, "behaviours": BEHAVIOURS, "errors": ERRORS}
     return made
@@ -49,6 +53,25 @@ def number(value: Any, digits: int = 2) -> str:
 
 def percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def hundred(share: float | None) -> str:
+    """A share in percent where the column says so."""
+    return "–" if share is None else f"{100 * share:.1f}"
+
+
+def points(difference: float | None) -> str:
+    """A difference of shares in percentage points, with its sign."""
+    return "–" if difference is None else f"{100 * difference:+.1f}".replace("-", "−")
+
+
+def p_value(p: float | None) -> str:
+    return "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def figure(value: float | None) -> str:
+    """A quantity of any kind: whole ones without places."""
+    return "–" if value is None else f"{value:,.0f}" if float(value).is_integer() else f"{value:,.3f}"
 
 
 def link(url: str) -> str | None:

@@ -189,6 +189,14 @@ def test_pictures_are_copied_once_and_follow_the_file(tmp_path: Path) -> None:
         ImageStore(tmp_path / "copies").load(str(file), 5)
 
 
+def test_pictures_of_two_columns_do_not_mix(tmp_path: Path) -> None:
+    rows = [{"images": [{"bytes": png(1), "path": None}], "other": {"bytes": png(2), "path": None}, "text": "a"}]
+    file = str(write_rows(tmp_path / "t.parquet", rows))
+    assert ImageStore(tmp_path / "copies").load(file, 0) == png(1)
+    assert ImageStore(tmp_path / "copies", "other").load(file, 0) == png(2)
+    assert ImageStore(tmp_path / "copies", "text").cell(file, 0) == "a"
+
+
 def test_pictures_beside_the_file(tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "1.png").write_bytes(png(7))

@@ -69,6 +69,8 @@ def test_all_of_an_episode_comes_back(tmp_path: Path) -> None:
     assert (bad.outcome, bad.detail, bad.reward, bad.correct, bad.answer) == ("infra_error", "tool: timeout", None, None, None)
     assert (bad.turns[0].failure, bad.turns[0].detail) == ("timeout", "60 s are over")
     assert (bad.turns[1].action, bad.turns[1].detail) == ("malformed", "no answer tag")
+    assert (good.em, good.subem, good.judged) == (True, True, None)
+    assert (bad.em, bad.subem, bad.judged) == (False, False, None)
 
 
 def test_what_a_call_cost_and_files_of_before_it_was_written(tmp_path: Path) -> None:
@@ -82,8 +84,11 @@ def test_what_a_call_cost_and_files_of_before_it_was_written(tmp_path: Path) -> 
     for row in rows:
         for fields in row["turns"]:
             del fields["partial"], fields["attempts"], fields["cost_usd"]
+        del row["em"], row["subem"], row["judged"]
     pq.write_table(pa.Table.from_pylist(rows), old)
-    turn = next(read_trajectories(old)).turns[0]
+    before = next(read_trajectories(old))
+    assert (before.answer, before.em, before.subem, before.judged) == ("Ada", None, None, None)
+    turn = before.turns[0]
     assert (turn.query, turn.partial, turn.attempts, turn.cost_usd) == ("q", False, 1, 0.0)
 
 

@@ -6,6 +6,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from mmsr_ray.observability.figures import over_seeds
 from mmsr_ray.observability.findings import table_1, write_findings
 from mmsr_ray.observability.seeds import Spread, spread
@@ -22,9 +24,12 @@ def row(model: str, workflow: str, accuracy: float, ratio: float) -> dict[str, A
     return {"model": model, "workflow": workflow, "cells": cells}
 
 
-def curve(top: float, ratio: float, steps: int = 60) -> list[dict[str, float]]:
+def curve(top: float, ratio: float, steps: int = 60) -> list[dict[str, Any]]:
     rise = [1 - math.exp(-step / 15) for step in range(1, steps + 1)]
-    return [{"step": n, "reward": top * part, "search_ratio": 0.3 + (ratio - 0.3) * part} for n, part in enumerate(rise, start=1)]
+    return [
+        {"step": n, "reward": top * part, "search_ratio": 0.3 + (ratio - 0.3) * part, "held_out": ratio if n % 20 == 0 else None}
+        for n, part in enumerate(rise, start=1)
+    ]
 
 
 def made_up() -> dict[str, Any]:
@@ -42,7 +47,7 @@ def made_up() -> dict[str, Any]:
         "RL improves the fixed workflow." + ATTACK,
         "Collapse without balancing.",
     ]
-    verdicts = [(True, "held"), (False, "did not hold"), (False, "mixed")]
+    verdicts = [(True, "held"), (False, "did not hold"), (False, "held with some seeds")]
     return {
         "findings": [
             {"id": n, "claim": claim, "held": held, "verdict": verdict, "numbers": [number, ratio], "seeds": [0, 1, 2], "reason": "Small world. " + ATTACK}
@@ -73,9 +78,9 @@ def test_everything_given_is_shown(tmp_path: Path) -> None:
     assert parsed.tags.count("svg") == 1 + 1 + 2 + 2
     assert parsed.tags.count("section") == 3
     for words in (
-        ">held<", ">did not hold<", ">mixed<", "Took 1 h 12 min", "cores 2", "ray 2.60",
+        ">held<", ">did not hold<", "mixed\">held with some seeds<", "Took 1 h 12 min", "cores 2", "ray 2.60",
         "3.1 %", "1.375", "8,000 questions", "what is needed", "no balancing", "correct, did not search", "unseen $a$ &amp; $b$",
-        "58.3", "58.0–63.0",
+        "<b>60.3</b>", "54.1 to 66.6", "1.2 % to 3.1 %",
     ):  # fmt: skip
         assert words in page, words
     assert {value for name, value in parsed.attributes if name == "href" and value and value.startswith("#finding")} == {
@@ -115,7 +120,7 @@ def test_table_1_groups_by_workflow_and_marks_the_best() -> None:
     assert columns == ["average", "free"] and list(blocks) == ["rag", "on_demand"]
     assert [line.model for line in blocks["rag"]] == ["a", "c"]
     first, second = blocks["on_demand"][0].cells
-    assert first.best and first.accuracy == Spread(0.6, 0.5, 0.7) and not second.best
+    assert first.best and first.accuracy is not None and first.accuracy["mean"] == pytest.approx(0.6) and not second.best
     assert blocks["rag"][0].cells[1].accuracy is None and blocks["rag"][0].cells[0].search_ratio is None
 
 

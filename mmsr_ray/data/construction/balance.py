@@ -9,16 +9,18 @@ its right rollouts: "any correct without search: search-free; correct only with 
 text-required; only both: mix-required". It does not say what a question is whose right rollouts took several of the searching
 ways. Here the way with the fewest kinds of search wins, since it was enough; between image alone and text alone, which are
 equally many, the one with more right rollouts, then the one that fewer rollouts took in vain, then image.
+
+By the paper's rule one right rollout without search makes a question search-free, and a policy that samples guesses right now
+and then. `min_support` asks for more than one; a question none of whose ways has them is left out, and counted apart.
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
+from mmsr_ray.data.construction.attempts import Attempt, from_json
 from mmsr_ray.data.construction.balance_settings import BalanceConfig
 from mmsr_ray.data.construction.candidate import Candidate
 from mmsr_ray.types import Need
@@ -26,22 +28,6 @@ from mmsr_ray.types import Need
 UNDECIDED = "undecided"  # too many rollouts broke: asked again by the next submission
 NONE_CORRECT = "no rollout correct"
 UNSUPPORTED = "no way of answering has enough right rollouts"
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """One rollout that ended."""
-
-    correct: bool
-    image_searches: int
-    text_searches: int
-
-    @property
-    def way(self) -> Need:
-        """What a question would need that only this way answers."""
-        if self.image_searches:
-            return Need.MIX if self.text_searches else Need.IMAGE
-        return Need.TEXT if self.text_searches else Need.SEARCH_FREE
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +48,7 @@ def label(attempts: Sequence[Attempt], config: BalanceConfig) -> Label:
         return Label(None, UNDECIDED)
     taken = Counter(attempt.way for attempt in attempts)
     right = Counter(attempt.way for attempt in attempts if attempt.correct)
-    enough = [way for way in right if right[way] >= max(config.min_support, config.min_success * taken[way])]
+    enough = [way for way in right if right[way] >= config.min_support]
     if enough:
         need = min(enough, key=lambda way: (way.searches, -right[way], taken[way], way is not Need.IMAGE))
         return Label(need, support=right[need], confidence=right[need] / config.rollouts)
@@ -74,30 +60,20 @@ def label(attempts: Sequence[Attempt], config: BalanceConfig) -> Label:
 # ---------------------------------------------------------------------------------------------------- candidates
 
 
-def from_json(text: str) -> list[Attempt]:
-    """The attempts of `Candidate.attempts`. Raises ValueError when it is no such text."""
-    try:
-        entries: list[dict[str, Any]] = json.loads(text)
-        return [Attempt(bool(e["correct"]), int(e["image_searches"]), int(e["text_searches"])) for e in entries]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"these are no attempts ({error!r}): {text[:80]!r}") from error
-
-
-def labelled(candidates: Iterable[Candidate], attempts: Mapping[str, str], config: BalanceConfig) -> Iterator[Candidate]:
+def labelled(candidates: Iterable[Candidate], attempts: Callable[[str], str], config: BalanceConfig) -> Iterator[Candidate]:
     """Candidates with `need` and `attempts`, or dropped with the reason; those dropped before pass unchanged.
 
-    `attempts`: key -> text for `Candidate.attempts`; a candidate without them is undecided.
+    `attempts`: from a key to the text for `Candidate.attempts` ("[]": none yet, so undecided).
     """
     for candidate in candidates:
         if not candidate.kept:
             yield candidate
             continue
-        text = attempts.get(candidate.key, "[]")
-        found = label(from_json(text), config)
+        text = attempts(candidate.key)
+        seen = from_json(text)
+        found = label(seen, config)
         tried = replace(candidate, attempts=text)
-        yield tried.dropped(found.reason, _seen(text)) if found.need is None else replace(tried, need=found.need.value)
-
-
-def _seen(text: str) -> str:
-    attempts = from_json(text)
-    return f"{sum(attempt.correct for attempt in attempts)} of {len(attempts)} rollouts right"
+        if found.need is None:
+            yield tried.dropped(found.reason, f"{sum(attempt.correct for attempt in seen)} of {len(seen)} rollouts right")
+        else:
+            yield replace(tried, need=found.need.value)
