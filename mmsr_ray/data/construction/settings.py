@@ -19,6 +19,9 @@ CATEGORIES = [  # spec §5.4
 ]  # fmt: skip
 
 
+STAGES = ("concepts", "pictures", "questions", "joined", "distinct", "classified", "sampled", "labelled", "mixed")
+
+
 @dataclass
 class ConstructionConfig:
     """Paths of files that are left empty leave their part of the pipeline out."""
@@ -49,6 +52,8 @@ class ConstructionConfig:
     question_likeness: float = 0.8  # Jaccard similarity of word shingles from which two questions about like pictures are the same
     test_sets: list[str] = field(default_factory=list)  # parquet, FVQA schema or stage files, that the new set must not give away
     balance: BalanceConfig = field(default_factory=BalanceConfig)
+    review: bool = False  # by people, after balancing: the set is written once their decisions are there
+    until: str = ""  # name of the last stage to make, to look at what there is before more is paid for; "": all
     # work
     workers: int = 2  # Ray Data actors; each has the candidates of one row group under way at once
     failure_rate: float = 0.1  # a stage that loses a larger share of its candidates to services that fail is stopped
@@ -69,6 +74,8 @@ def complaint(config: ConstructionConfig) -> str:
         return "construction.categories must name at least one category, each once"
     if not 0 <= c.picture_bits <= 24:
         return f"construction.picture_bits={c.picture_bits}: choose 0 (equal) to 24; beyond that, different pictures are alike"
+    if c.until not in ("", *STAGES):
+        return f"construction.until={c.until!r}: choose one of {', '.join(STAGES)}, or leave it empty for all"
     if not 0 <= c.failure_rate < 1:
         return f"construction.failure_rate={c.failure_rate}: choose a share from 0 to below 1"
     if not 0 < c.question_likeness <= 1:
