@@ -74,7 +74,7 @@ def candidate(key: str, question: str, answer: str = "tin", concept: str = "") -
 
 
 def run(candidates: list[Candidate], marks: dict[str, int], secrets: Secrets | None = None) -> list[str]:
-    return [c.status for c in distinct(candidates, marks, secrets or Secrets(Likenesses(BITS_APART)), BITS_APART, 0.8)]
+    return [c.status for c in distinct(lambda: candidates, marks, secrets or Secrets(Likenesses(BITS_APART)), BITS_APART, 0.8)]
 
 
 def test_the_same_question_about_like_pictures_stays_once() -> None:

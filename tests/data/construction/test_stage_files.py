@@ -50,7 +50,7 @@ def test_a_stage_that_is_whole_is_not_made_again_and_its_numbers_stay(tmp_path: 
 
 def test_another_setting_is_refused_with_the_difference(tmp_path: Path) -> None:
     Run(tmp_path)
-    with pytest.raises(DataError, match="02_second.parquet was made from something else: drop was '1' and is '2'"):
+    with pytest.raises(DataError, match=r"02_second.parquet was made from something else: drop was '1' and is '2'"):
         Run(tmp_path, drop=2)
     (tmp_path / "02_second.parquet").unlink()
     assert Run(tmp_path, drop=2).made == ["second"]
