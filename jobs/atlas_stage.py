@@ -27,10 +27,10 @@ from mmsr_ray.evaluation.trajectories import write_trajectories
 from mmsr_ray.learner.plan import Item
 from mmsr_ray.rewards.score import score
 from mmsr_ray.rollout.engine import load_codec
+from mmsr_ray.rollout.scoring import AFTER_WARMUP
 from mmsr_ray.tools.taped import needs_live
 from mmsr_ray.types import Group, Outcome, Sample, Trajectory
 
-AFTER_WARMUP = 1 << 30  # the training step that teachers are scored at: the search penalty in full
 NOWHERE = "http://atlas.invalid"  # of the tools of a replay: nobody may answer there, and nobody is asked
 
 

@@ -20,7 +20,7 @@ import ray
 import mmsr_ray.agent
 from jobs.atlas_stage import demonstrations_version, make_demonstrations
 from mmsr_ray.agent.prompts import PromptSet
-from mmsr_ray.algorithms.demonstrations import Place, choose, items_of, rebuild
+from mmsr_ray.algorithms.demonstrations import Place, choose, files_at, items_of, rebuild
 from mmsr_ray.algorithms.sft import Demonstrations
 from mmsr_ray.config import Config
 from mmsr_ray.learner.plan import Item
@@ -77,10 +77,9 @@ def _shares(places: list[Place], parts: int) -> list[list[Place]]:
 
 def _version(config: Config, path: str) -> str:
     """The files' content, and what rebuilding reads: the agent's limits, prompts and code."""
-    files = sorted(Path(path).glob("*.parquet")) if Path(path).is_dir() else [Path(path)]
     sources = sorted(Path(mmsr_ray.agent.__path__[0]).glob("*.py"))
     digest = hashlib.sha256()
-    for file in [*(file for file in files if file.is_file()), *sources]:
+    for file in [*files_at(path), *sources]:
         with file.open("rb") as opened:
             digest.update(hashlib.file_digest(opened, "sha256").digest())
     prompts = PromptSet.load(config.agent.prompts).texts()

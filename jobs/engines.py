@@ -1,4 +1,4 @@
-"""Runners that answer questions with one model, without a training run around them.
+"""Runners that answer questions with one model, an engine's or a chat service's, without a training run around them.
 
 Promise: `answering` gives only runners that are up, and leaves none behind. Ray restarts one that dies.
 """
@@ -18,6 +18,7 @@ from ray.tune import PlacementGroupFactory
 
 from jobs.room import free_room, wait_for_room
 from mmsr_ray.config import Config, to_dict
+from mmsr_ray.evaluation.endpoint import EndpointRunner
 from mmsr_ray.rollout.env_runner import SearchEnvRunner
 
 logger = logging.getLogger(__name__)
@@ -34,9 +35,11 @@ class NoEngine(RuntimeError):
 def answering(config: Config) -> Iterator[list[ActorHandle]]:
     """`rollout.num_runners` runners with the model of the config, or as many as the cluster has room for (0).
 
+    Where tools.model names a chat service, that is the model, and one runner asks it.
+
     Raises NoRoom where the cluster has no place for them, NoEngine where none is up within `rollout.start_seconds`.
     """
-    runners = _engines(config)
+    runners = [_endpoint(config)] if config.tools.model.kind != "none" else _engines(config)
     try:
         yield _those_up(runners, config.rollout.start_seconds)
     finally:
@@ -44,6 +47,11 @@ def answering(config: Config) -> Iterator[list[ActorHandle]]:
         ray.wait(stopping, num_returns=len(stopping), timeout=STOP_SECONDS)
         for runner in runners:
             ray.kill(runner)
+
+
+def _endpoint(config: Config) -> ActorHandle:
+    kind: Any = ray.remote(EndpointRunner).options(num_cpus=0, max_restarts=-1, max_concurrency=config.rollout.max_num_seqs + EXTRA_CALLS)
+    return kind.remote(to_dict(config))
 
 
 def _engines(config: Config) -> list[ActorHandle]:

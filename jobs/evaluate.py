@@ -1,6 +1,7 @@
 """Evaluates one model: benchmarks x workflows, accuracy and search behaviour with their intervals.
 
     python jobs/evaluate.py --config jobs/configs/evaluate_atlas.yaml model.path=runs/atlas/model
+    python jobs/evaluate.py --config jobs/configs/evaluate_endpoint.yaml      GPT-4o, Gemini: whatever answers as OpenAI does
 
 Submit it again and it goes on where it stopped: every answer is in answers.sqlite of the run folder the moment it is given, and
 is never asked for again. Questions that infrastructure broke are.
@@ -39,7 +40,9 @@ def evaluate(config: Config) -> Path:
     progress = Progress()
     folder = Path(config.run.dir, config.run.name)
     progress.stage("evaluation")
-    rows = evaluate_in(config, config.model.path, folder, config.evaluation.label or label_of(config.model.path))
+    rows = evaluate_in(
+        config, config.model.path, folder, config.evaluation.label or config.tools.model.model or label_of(config.model.path)
+    )
     progress.stage("report")
     (folder / "config.yaml").write_text(to_yaml(config))
     write_summary(folder, config=config, seconds=progress.seconds, rows=rows)
@@ -54,7 +57,8 @@ def evaluate_in(config: Config, model: str, folder: Path, label: str) -> list[di
     """`evaluate_model` with another model than the config's, in the config's world and with its tools, which end with it."""
     with world(config) as here:
         here = replace(here, model=replace(here.model, path=model))
-        load_codec(here)
+        if here.tools.model.kind == "none":
+            load_codec(here)
         PromptSet.load(here.agent.prompts)
         tools = start_tools(here)  # the actors live as long as this handle
         asyncio.run(tools.check())

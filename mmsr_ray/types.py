@@ -89,6 +89,9 @@ class ToolKind(StrEnum):
     IMAGE = "image"
     TEXT = "text"
     JUDGE = "judge"  # of the reward, not of the agent
+    MODEL = "model"  # a chat service that plays the agent
+    FINDER = "finder"  # pictures by words, where data sets are built
+    PAGE = "page"  # one page's text, there too
 
 
 class ToolFailure(StrEnum):
@@ -121,6 +124,15 @@ class ImageHit:
     title: str
     thumbnail: Picture
     url: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FoundPicture(ImageHit):
+    """A picture that was looked for by words: `thumbnail` is large, `url` the page that shows it. Licence and source as the service tells."""
+
+    picture_url: str = ""
+    source: str = ""
+    licence: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,6 +259,7 @@ class Trajectory:
     verdict: ToolResult | None = None  # of the judge of its answer, where one was asked
     generate_seconds: float = 0.0
     tool_seconds: float = 0.0
+    replies: tuple[ToolResult, ...] = ()  # of the chat service that played the policy, where none of our engines did
 
     def calls(self, kind: ToolKind) -> int:
         """Executed calls of a tool."""
@@ -254,13 +267,13 @@ class Trajectory:
 
     @property
     def out_of_money(self) -> bool:
-        """A search or a verdict was refused because the budget is spent; another attempt would be refused too."""
+        """A search, a verdict or a turn was refused because the budget is spent; another attempt would be refused too."""
         return any(result.failure is ToolFailure.BUDGET for result in self.paid_calls)
 
     @property
     def paid_calls(self) -> list[ToolResult]:
-        """Executed searches, and the judge's verdict."""
-        return [*(t.tool for t in self.turns if t.tool is not None), *([self.verdict] if self.verdict else [])]
+        """Executed searches, the judge's verdict, and the turns that a chat service gave."""
+        return [*(t.tool for t in self.turns if t.tool is not None), *([self.verdict] if self.verdict else []), *self.replies]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,16 +13,18 @@ from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+<<<<<<< HEAD
+from mmsr_ray.agent.dialogue import Dialogue, Message
+=======
+>>>>>>> main
 from mmsr_ray.agent.grammar import TRUNCATED
 from mmsr_ray.agent.pieces import PictureError, Piece, QuestionError, SizedPicture
-from mmsr_ray.agent.ports import EngineError, Generate, Tools
+from mmsr_ray.agent.ports import EngineError, Reply, Tools
 from mmsr_ray.agent.prompts import PromptSet
 from mmsr_ray.agent.seeds import seed_of
-from mmsr_ray.agent.tokens import Codec, Delta, Transcript
 from mmsr_ray.config import AgentConfig
 from mmsr_ray.types import (
     Action,
-    Generation,
     ImageHit,
     ImageSearch,
     Malformed,
@@ -52,20 +54,17 @@ class Ended(Exception):
 class Parts:
     """What an episode runs with."""
 
-    generate: Generate
     tools: Tools
-    codec: Codec
     prompts: PromptSet
     limits: AgentConfig
     sampling: Sampling
 
 
 class Conversation:
-    """One episode in progress."""
+    """One episode in progress. `transcript` keeps its messages and asks the model."""
 
-    def __init__(self, sample: Sample, parts: Parts):
-        self.sample, self.parts = sample, parts
-        self.transcript = Transcript(parts.codec)
+    def __init__(self, sample: Sample, transcript: Dialogue, parts: Parts):
+        self.sample, self.transcript, self.parts = sample, transcript, parts
         self.turns: list[Turn] = []
         self.generate_seconds = 0.0
         self.tool_seconds = 0.0
@@ -77,13 +76,13 @@ class Conversation:
 
     async def picture(self) -> SizedPicture:
         """The user's picture, resized off the event loop. Raises PictureError."""
-        return await self._bounded(asyncio.to_thread(self.parts.codec.user_picture, self.sample.image), "preparing the picture")
+        return await self._bounded(asyncio.to_thread(self.transcript.user_picture, self.sample.image), "preparing the picture")
 
     def ask(self, pieces: Sequence[Piece]) -> None:
         """The first message. Raises QuestionError when it is too long to be asked."""
         self.transcript.add_user(self.admit(pieces))
 
-    def admit(self, pieces: Sequence[Piece]) -> Delta:
+    def admit(self, pieces: Sequence[Piece]) -> Message:
         """The first message encoded, within the prompt's limit. Raises QuestionError."""
         delta = self.transcript.encode_user(pieces)
         limit = self.parts.limits.max_prompt_tokens
@@ -109,13 +108,18 @@ class Conversation:
         sampling = replace(self.parts.sampling, max_tokens=cap, seed=seed_of(self.parts.sampling.seed, len(self.turns)))
         started = time.perf_counter()
         try:
-            generation = await self._bounded(
-                self.parts.generate(self.transcript.compact_ids(), self.transcript.pictures, sampling), "waiting for the engine"
-            )
+            reply = await self._bounded(self.transcript.reply(sampling), "waiting for the engine")
         except EngineError as error:
             raise Ended(Outcome.INFRA_ERROR, f"engine: {error}") from error
         finally:
             self.generate_seconds += time.perf_counter() - started
+<<<<<<< HEAD
+        if not reply.stopped:
+            self._add_turn(reply, Malformed(TRUNCATED))
+            raise Ended(Outcome.POLICY_ERROR, f"a turn {TRUNCATED}")
+        self._add_turn(reply, Malformed("not parsed"))
+        return reply.text
+=======
         self.transcript.add_generation(generation)
         text = self.parts.codec.decode_turn(generation.token_ids)
         if not generation.stopped:
@@ -123,6 +127,7 @@ class Conversation:
             raise Ended(Outcome.POLICY_ERROR, f"a turn {TRUNCATED}")
         self._add_turn(text, Malformed("not parsed"), generation)
         return text
+>>>>>>> main
 
     def acted(self, action: Action) -> None:
         """Say what the last turn asked for."""
@@ -164,7 +169,7 @@ class Conversation:
         shown: list[tuple[str, SizedPicture]] = []
         for hit in hits:
             try:
-                shown.append((hit.title, self.parts.codec.thumbnail(hit.thumbnail.data)))
+                shown.append((hit.title, self.transcript.thumbnail(hit.thumbnail.data)))
             except PictureError as error:
                 _log.warning("dropped image hit %s: %s", hit.url or hit.title, error)
         return shown
@@ -176,5 +181,5 @@ class Conversation:
         except TimeoutError as error:
             raise Ended(Outcome.INFRA_ERROR, f"deadline of {self.parts.limits.deadline_seconds:g} s passed while {doing}") from error
 
-    def _add_turn(self, text: str, action: Action, generation: Generation) -> None:
-        self.turns.append(Turn(text, action, len(generation.token_ids), generation.stopped, seconds=generation.seconds))
+    def _add_turn(self, reply: Reply, action: Action) -> None:
+        self.turns.append(Turn(reply.text, action, reply.tokens, reply.stopped, seconds=reply.seconds))

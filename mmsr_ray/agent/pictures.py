@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+import threading
+from collections import OrderedDict
 from dataclasses import dataclass
 
 from PIL import Image
@@ -17,6 +19,7 @@ from mmsr_ray.agent.pieces import PictureError, SizedPicture
 from mmsr_ray.types import Picture
 
 MAX_ASPECT = 200  # Qwen2.5-VL's own bound
+_CACHED_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,41 @@ def prepare(data: bytes, geometry: Geometry, min_pixels: int, max_pixels: int, l
     png = buffer.getvalue()
     grid = (1, rows // geometry.patch, columns // geometry.patch)
     return SizedPicture(Picture(png, hashlib.sha256(png).hexdigest()), grid)
+
+
+class Pictures:
+    """Pictures within a model's limits of size, the latest of them kept. Areas in pixels. May be used from several threads."""
+
+    def __init__(self, geometry: Geometry, *, min_pixels: int, max_pixels: int, thumbnail_max_pixels: int, limits: PictureLimits) -> None:
+        self.geometry = geometry
+        self._min, self._max, self._thumbnail_max, self._limits = min_pixels, max_pixels, thumbnail_max_pixels, limits
+        self._kept: OrderedDict[tuple[str, str], SizedPicture] = OrderedDict()
+        self._kept_bytes = 0
+        self._lock = threading.Lock()
+
+    def user_picture(self, data: bytes) -> SizedPicture:
+        """The user's picture within the model's pixel limits. Raises PictureError."""
+        return self._prepared(data, "user", self._min, self._max)
+
+    def thumbnail(self, data: bytes) -> SizedPicture:
+        """A search result's picture; small ones stay small. Raises PictureError."""
+        return self._prepared(data, "thumbnail", self.geometry.factor**2, self._thumbnail_max)
+
+    def _prepared(self, data: bytes, kind: str, min_pixels: int, max_pixels: int) -> SizedPicture:
+        key = (kind, hashlib.sha256(data).hexdigest())
+        with self._lock:
+            if key in self._kept:
+                return self._kept[key]
+        found = prepare(data, self.geometry, min_pixels, max_pixels, self._limits)
+        with self._lock:
+            if key in self._kept:  # another thread was faster
+                return self._kept[key]
+            self._kept[key] = found
+            self._kept_bytes += len(found.picture.data)
+            while self._kept_bytes > _CACHED_BYTES:
+                _, oldest = self._kept.popitem(last=False)
+                self._kept_bytes -= len(oldest.picture.data)
+        return found
 
 
 def _decode(data: bytes, limits: PictureLimits) -> Image.Image:

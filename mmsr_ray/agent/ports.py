@@ -1,11 +1,13 @@
-"""What an episode needs from outside: a generator of turns and two tools.
+"""What an episode needs from outside: a generator of turns (of tokens, or of a chat service) and two tools.
 
 Promise: these protocols are all that the agent knows of engines and the web, so that it runs anywhere.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from mmsr_ray.types import Generation, Picture, Sampling, ToolResult
 
@@ -19,6 +21,25 @@ class Generate(Protocol):
 
     async def __call__(self, prompt_ids: list[int], pictures: list[Picture], sampling: Sampling) -> Generation:
         """`prompt_ids` is compact: one pad per picture. The end token belongs to the returned tokens. Raises EngineError."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One model turn as text. `tokens` are those sampled; `stopped` is False when it hit its token limit."""
+
+    text: str
+    tokens: int
+    stopped: bool
+    seconds: float = 0.0
+    prompt_tokens: int = 0  # as a chat service counted what it was asked; 0: not told
+
+
+class Complete(Protocol):
+    """One model turn of a chat service."""
+
+    async def __call__(self, messages: Sequence[dict[str, Any]], sampling: Sampling) -> Reply:
+        """`messages` in OpenAI's shape, the user's last. A refusal is a reply without text. Raises EngineError."""
         ...
 
 

@@ -9,10 +9,7 @@ per picture, what vLLM takes); the expanded form (what the learner takes) is com
 
 from __future__ import annotations
 
-import hashlib
 import re
-import threading
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +18,10 @@ import numpy as np
 from transformers import AutoConfig, AutoTokenizer
 
 from mmsr_ray.agent.grammar import neutralise
-from mmsr_ray.agent.pictures import Geometry, PictureLimits, prepare
+from mmsr_ray.agent.pictures import Geometry, PictureLimits, Pictures
 from mmsr_ray.agent.pieces import Own, Piece, SizedPicture
 from mmsr_ray.agent.template import CodecError, Segment, TemplateGlue, derive_glue, find_template
 from mmsr_ray.types import Generation, Picture, SealedTokens
-
-_CACHED_PICTURE_BYTES = 256 << 20
 
 
 class SealError(RuntimeError):
@@ -49,24 +44,18 @@ class Codec:
         self,
         tokenizer: object,
         glue: TemplateGlue,
-        geometry: Geometry,
         vision_ids: Iterable[int],
         pad_id: int,
-        sizes: dict[str, int],
-        limits: PictureLimits,
+        pictures: Pictures,
     ):
         self._wrapper = tokenizer
         self._tokenizer = tokenizer.backend_tokenizer  # type: ignore[attr-defined]  # the Rust tokenizer: an eighth of the overhead
         self._tokenizer.encode_special_tokens = True  # "<|im_end|>" in any text is plain text, for good
         self.glue = glue
-        self.geometry = geometry
+        self.geometry = pictures.geometry
         self.image_pad_id = pad_id
         self.banned_ids = tuple(sorted(vision_ids))
-        self._sizes = sizes
-        self._limits = limits
-        self._pictures: OrderedDict[tuple[str, str], SizedPicture] = OrderedDict()
-        self._picture_bytes = 0
-        self._lock = threading.Lock()  # pictures are prepared in threads
+        self._pictures = pictures
         added = self._tokenizer.get_added_tokens_decoder()
         self._special_ids = frozenset(i for i, token in added.items() if token.special)
         contents = sorted((re.escape(token.content) for token in added.values() if len(token.content) > 1), key=len, reverse=True)
@@ -94,37 +83,26 @@ class Codec:
             raise CodecError(f"{model_path} is a {config.model_type} without a vision tower: give a Qwen2.5-VL model")
         pad = tokenizer.convert_ids_to_tokens(config.image_token_id)
         glue = derive_glue(tokenizer, find_template(tokenizer, str(model_path)), pad)
-        geometry = Geometry(vision.patch_size, vision.spatial_merge_size)
+        pictures = Pictures(
+            Geometry(vision.patch_size, vision.spatial_merge_size),
+            min_pixels=min_pixels,
+            max_pixels=max_pixels,
+            thumbnail_max_pixels=thumbnail_max_pixels,
+            limits=limits or PictureLimits(),
+        )
         names = {config.image_token_id, config.video_token_id, config.vision_start_token_id, config.vision_end_token_id}
         named = {i for i, token in tokenizer.added_tokens_decoder.items() if re.search(r"vision|image|video", token.content)}
-        sizes = {"min": min_pixels, "max": max_pixels, "thumbnail_max": thumbnail_max_pixels}
-        return cls(tokenizer, glue, geometry, names | named, config.image_token_id, sizes, limits or PictureLimits())
+        return cls(tokenizer, glue, names | named, config.image_token_id, pictures)
 
     # ------------------------------------------------------------------------------------------------ pictures
 
     def user_picture(self, data: bytes) -> SizedPicture:
         """The user's picture within the model's pixel limits. Raises PictureError."""
-        return self._prepared(data, "user", self._sizes["min"], self._sizes["max"])
+        return self._pictures.user_picture(data)
 
     def thumbnail(self, data: bytes) -> SizedPicture:
         """A search result's picture; small ones stay small. Raises PictureError."""
-        return self._prepared(data, "thumbnail", self.geometry.factor**2, self._sizes["thumbnail_max"])
-
-    def _prepared(self, data: bytes, kind: str, min_pixels: int, max_pixels: int) -> SizedPicture:
-        key = (kind, _sha(data))
-        with self._lock:
-            if key in self._pictures:
-                return self._pictures[key]
-        found = prepare(data, self.geometry, min_pixels, max_pixels, self._limits)
-        with self._lock:
-            if key in self._pictures:  # another thread was faster
-                return self._pictures[key]
-            self._pictures[key] = found
-            self._picture_bytes += len(found.picture.data)
-            while self._picture_bytes > _CACHED_PICTURE_BYTES:
-                _, oldest = self._pictures.popitem(last=False)
-                self._picture_bytes -= len(oldest.picture.data)
-        return found
+        return self._pictures.thumbnail(data)
 
     # ------------------------------------------------------------------------------------------------ text
 
@@ -332,7 +310,3 @@ def _raise_first(checks: dict[str, bool]) -> None:
     for name, ok in checks.items():
         if not ok:
             raise SealError(name)
-
-
-def _sha(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

@@ -21,6 +21,7 @@ from mmsr_ray.agent.episode import InputError, run_episode
 from mmsr_ray.agent.prompts import PromptSet
 from mmsr_ray.agent.tokens import Codec
 from mmsr_ray.config import AgentConfig
+from mmsr_ray.data.reader import find_files
 from mmsr_ray.data.schema import DataError
 from mmsr_ray.evaluation.trajectories import SCHEMA, StoredTrajectory, StoredTurn, action_name, read_row_group
 from mmsr_ray.learner.plan import Item
@@ -41,7 +42,7 @@ from mmsr_ray.types import (
     Trajectory,
 )
 
-LIGHT = ("uid", "workflow", "outcome", "correct", "well_formed")
+LIGHT = ("split", "uid", "workflow", "outcome", "correct", "well_formed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,31 +65,33 @@ class Choice:
 def choose(path: str | Path) -> Choice:
     """Rejection sampling: of each question and workflow the first trajectory that is correct and well-formed.
 
-    `path` is a parquet file of trajectories or a folder of them. Raises DataError for a path without such files, and when nothing
-    is accepted.
+    `path` is a parquet file of trajectories, a folder of them or a glob, such as that of several tries of a teacher. Raises DataError
+    for a path without such files, and when nothing is accepted.
     """
-    path = Path(path)
-    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-    if not files or not all(file.is_file() for file in files):
-        raise DataError(f"there are no demonstrations at {path}: name trajectories that jobs/evaluate.py wrote (sft.demonstrations)")
     choice = Choice()
-    seen: set[tuple[str, str]] = set()
-    for file in files:
+    seen: set[tuple[str, str, str]] = set()
+    for file in files_at(path):
         parquet = _open(file)
         for number in range(parquet.num_row_groups):
             rows = parquet.read_row_group(number, columns=list(LIGHT)).to_pylist()
             accepted = []
             for place, row in enumerate(rows):
-                why = _rejected(row) or ("repeated" if (row["uid"], row["workflow"]) in seen else "")
+                question = (row["split"], row["uid"], row["workflow"])
+                why = _rejected(row) or ("repeated" if question in seen else "")
                 choice.counts[why or "accepted"] += 1
                 if not why:
-                    seen.add((row["uid"], row["workflow"]))
+                    seen.add(question)
                     accepted.append(place)
             if accepted:
                 choice.places.append(Place(str(file), number, tuple(accepted)))
     if not choice.places:
         raise DataError(f"no trajectory in {path} is correct and well-formed ({dict(choice.counts)}): ask a better teacher")
     return choice
+
+
+def files_at(path: str | Path) -> list[Path]:
+    """Raises DataError where there are none."""
+    return [Path(file) for file in find_files(str(path), "sft.demonstrations: trajectories that jobs/evaluate.py wrote")]
 
 
 def _open(file: Path) -> pq.ParquetFile:

@@ -49,9 +49,9 @@ def rank(uid: str, seed: int, epoch: int) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def find_files(path: str) -> list[str]:
-    """Parquet files of `path`, sorted by name. Raises DataError where there are none."""
-    remedy = "name a parquet file, a folder of them or a glob (settings data.train and data.test)"
+def find_files(path: str, settings: str = "settings data.train and data.test") -> list[str]:
+    """Parquet files of `path`, sorted by name. Raises DataError where there are none; its remedy names the `settings`."""
+    remedy = f"name a parquet file, a folder of them or a glob ({settings})"
     try:
         filesystem, root = fsspec.core.url_to_fs(path)
         if filesystem.isdir(root):

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import PurePath
 
+from mmsr_ray.agent.seeds import seed_of
+from mmsr_ray.types import Sampling
+
 WORKFLOWS = ("on_demand", "direct", "rag")
 
 
@@ -13,6 +16,7 @@ class EvaluationConfig:
     label: str = ""  # of the model in tables, by jobs/evaluate.py; "": from model.path
     benchmarks: list[str] = field(default_factory=list)  # of jobs/evaluate.py: parquet files, folders or globs; none: data.test
     questions: int = 0  # 0: all
+    temperature: float = 0.0  # 0: greedy; above, answers follow from run.seed: the tries of a teacher (jobs/sft.py)
     workflows: list[str] = field(default_factory=lambda: ["on_demand", "direct", "rag"])
     judge_all: bool = False  # the judge decides about every answer; exact match and SubEM are reported beside it and decide nothing
     before_training: bool = True
@@ -45,10 +49,17 @@ class FindingsConfig:
     sft_lr: float = 6.0e-4  # of RL
 
 
+def sampling(c: EvaluationConfig, max_tokens: int, seed: int, uid: str) -> Sampling:
+    """How the answer to a question is sampled; `seed` is run.seed."""
+    return Sampling(c.temperature, max_tokens, seed_of(seed, uid) if c.temperature > 0 else None)
+
+
 def complaint(c: EvaluationConfig, *, judge: bool) -> str:
     """What cannot be, in one sentence; "" for nothing. `judge`: whether the run has one."""
     if c.judge_all and not judge:
         return "evaluation.judge_all needs a judge: set tools.judge.kind=chat and its url, model and key_env"
+    if not 0 <= c.temperature <= 2:
+        return f"evaluation.temperature={c.temperature}: choose 0 (greedy) or a value up to 2"
     if min(c.every_steps, c.questions, c.questions_during) < 0:
         return "evaluation.every_steps, questions and questions_during must be 0 (never; all) or more"
     if c.every_steps and not c.workflows_during:

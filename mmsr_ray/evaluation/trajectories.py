@@ -249,7 +249,7 @@ def trajectory_row(sample: Sample, trajectory: Trajectory, *, split: str, step: 
         "searches_counted": None if reward is None else reward.searches_counted,
         "verdict": None if verdict is None else verdict.hits[0].title if verdict.hits else f"{verdict.failure}: {verdict.detail}",
         "length": trajectory.tokens.length,
-        "sampled_tokens": len(versions),
+        "sampled_tokens": len(versions) or sum(turn.tokens for turn in trajectory.turns),  # as a chat service counted them
         "version_min": oldest,
         "version_max": newest,
         "generate_seconds": trajectory.generate_seconds,

@@ -17,7 +17,6 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import ray
@@ -29,14 +28,15 @@ from mmsr_ray.agent.episode import InputError, Tools, run_episode
 from mmsr_ray.agent.prompts import PromptSet
 from mmsr_ray.agent.seeds import seed_of
 from mmsr_ray.config import Config, RewardConfig, from_dict
+from mmsr_ray.evaluation.settings import sampling
 from mmsr_ray.rewards.judge import Judge
-from mmsr_ray.rewards.score import case_for_judge, reward_in_evaluation, score
+from mmsr_ray.rewards.score import reward_in_evaluation
 from mmsr_ray.rollout.activity import ActivityClock, Reading, State, TimedGenerate, TimedTools
 from mmsr_ray.rollout.engine import EngineDead, VLLMEngine
+from mmsr_ray.rollout.scoring import AFTER_WARMUP, raise_if_not_on_tape, scored
 from mmsr_ray.rollout.summary import summarise
 from mmsr_ray.tools.actor import RemoteTools
-from mmsr_ray.tools.tape import TapeMiss
-from mmsr_ray.types import Group, GroupSummary, Outcome, Sample, Sampling, Ticket, ToolFailure, Trajectory, TrajectorySummary
+from mmsr_ray.types import Group, GroupSummary, Outcome, Sample, Sampling, Ticket, Trajectory, TrajectorySummary
 from mmsr_ray.weights.store import NO_VERSION, find_store, store_name
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,6 @@ logger = logging.getLogger(__name__)
 WATCH_SECONDS = 0.5  # between looks at the engine's health
 STORE_SECONDS = 60.0  # the weight store must answer within this time
 RETRY_SECONDS = 0.2  # before the second attempt at a trajectory; doubles, with jitter
-AFTER_WARMUP = 1 << 30  # the training step that evaluation is scored at: the search penalty in full
 
 
 class SearchEnvRunner(EnvRunner):
@@ -228,7 +227,7 @@ class SearchEnvRunner(EnvRunner):
                 self._counts["infra_retries"] += 1
                 await asyncio.sleep(RETRY_SECONDS * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
             trajectory = await self._episode(sample, index, workflow, sampling)
-            _raise_if_not_on_tape(trajectory)
+            raise_if_not_on_tape(trajectory)
             if trajectory.outcome is not Outcome.INFRA_ERROR:
                 return await self._scored(trajectory, sample, reward, step)
             if trajectory.out_of_money:
@@ -239,17 +238,11 @@ class SearchEnvRunner(EnvRunner):
 
     async def _scored(self, trajectory: Trajectory, sample: Sample, reward: RewardConfig, step: int) -> Trajectory:
         """With its reward. Where a judge is needed and none answers, within the retries of the tools, it is an infrastructure error."""
-        case = case_for_judge(trajectory, sample, reward) if self._judge is not None else None
-        if self._judge is not None and case is not None:
-            with self._activity.during(State.TOOLS):
-                verdict = await self._judge.judge(case)
-            trajectory = replace(trajectory, verdict=verdict)
-            _raise_if_not_on_tape(trajectory)
-            if not verdict.ok:
-                self._counts["unjudged"] += 1
-                logger.info("rollout %d of %s has no verdict: %s", trajectory.index, sample.uid, verdict.detail)
-                return replace(trajectory, outcome=Outcome.INFRA_ERROR, detail=f"no verdict of the judge: {verdict.detail}")
-        return replace(trajectory, reward=score(trajectory, sample, reward, self._settings.agent.allowed_paths, step))
+        with self._activity.during(State.TOOLS):
+            ended = await scored(trajectory, sample, reward, self._settings.agent.allowed_paths, self._judge, step)
+        if ended.outcome is Outcome.INFRA_ERROR:
+            self._counts["unjudged"] += 1
+        return ended
 
     async def _episode(self, sample: Sample, index: int, workflow: str, sampling: Sampling) -> Trajectory:
         assert self._tools is not None
@@ -274,10 +267,11 @@ class SearchEnvRunner(EnvRunner):
     # ------------------------------------------------------------------------------------------------ evaluation
 
     async def evaluate_sample(self, sample: Sample, workflow: str) -> tuple[TrajectorySummary, Trajectory]:
-        """One greedy, scored episode. INFRA_ERROR is returned as such after the retries. Raises InputError."""
+        """One scored episode, greedy unless `evaluation.temperature` says otherwise. INFRA_ERROR is returned as such after the retries. Raises InputError."""
         await self.ready()
-        sampling = Sampling(temperature=0.0, max_tokens=self._settings.agent.max_turn_tokens)
-        trajectory = await self._trajectory(sample, 0, workflow, sampling, reward_in_evaluation(self._settings), AFTER_WARMUP)
+        c = self._settings
+        how = sampling(c.evaluation, c.agent.max_turn_tokens, c.run.seed, sample.uid)
+        trajectory = await self._trajectory(sample, 0, workflow, how, reward_in_evaluation(self._settings), AFTER_WARMUP)
         self._counts["evaluated"] += 1
         return summarise(trajectory, sample), trajectory
 
@@ -296,13 +290,6 @@ class SearchEnvRunner(EnvRunner):
             "syncs": float(self._engine.syncs),
             "version": float(await self._engine.version()),
         }
-
-
-def _raise_if_not_on_tape(trajectory: Trajectory) -> None:
-    """Raises TapeMiss: asking again would not help, and to leave the rollout out would be another run than the one recorded."""
-    for result in trajectory.paid_calls:
-        if result.failure is ToolFailure.TAPE_MISS:
-            raise TapeMiss(result.detail)
 
 
 async def _ask(store: str, namespace: str, question: str) -> Any:

@@ -25,7 +25,7 @@ def summarise(trajectory: Trajectory, sample: Sample) -> TrajectorySummary:
         tool_failures=sum(not result.ok for result in results),
         turns=len(trajectory.turns),
         length=tokens.length,
-        sampled_tokens=int(tokens.loss_mask.sum()),
+        sampled_tokens=int(tokens.loss_mask.sum()) if tokens.length else sum(turn.tokens for turn in trajectory.turns),
         pictures=len(tokens.pictures),
         patches=tokens.patches,
         version_min=int(versions.min()) if versions.size else -1,

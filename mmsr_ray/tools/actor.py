@@ -30,6 +30,7 @@ from mmsr_ray.tools.measures import add
 from mmsr_ray.tools.pipeline import SearchTools, picture_sha
 from mmsr_ray.tools.providers import read_keys
 from mmsr_ray.tools.providers.base import Keys
+from mmsr_ray.tools.providers.models import Request
 from mmsr_ray.tools.purse import FILE as SPENT
 from mmsr_ray.tools.purse import Account, SpentFile
 from mmsr_ray.tools.quota_actor import QuotaActor, RemoteBank, RemoteQuota
@@ -77,6 +78,15 @@ class ToolActor:
     async def judge(self, case: Case) -> ToolResult:
         return await self._tools.judge(case)
 
+    async def complete(self, request: Request) -> ToolResult:
+        return await self._tools.complete(request)
+
+    async def find_pictures(self, query: str, wanted: int) -> ToolResult:
+        return await self._tools.find_pictures(query, wanted)
+
+    async def read_page(self, url: str) -> ToolResult:
+        return await self._tools.read_page(url)
+
     async def problems(self) -> list[str]:
         return await self._tools.problems()
 
@@ -118,6 +128,18 @@ class RemoteTools:
     async def judge(self, case: Case) -> ToolResult:
         """Satisfies `rewards.judge.Judge`."""
         return await self._call(ToolKind.JUDGE, case.key, lambda actor: actor.judge.remote(case))
+
+    async def complete(self, request: Request) -> ToolResult:
+        """The next turn of tools.model; satisfies `evaluation.endpoint.Model`."""
+        return await self._call(ToolKind.MODEL, request.key, lambda actor: actor.complete.remote(request))
+
+    async def find_pictures(self, query: str, wanted: int) -> ToolResult:
+        """At most `wanted` pictures of the web for words, with their pages."""
+        return await self._call(ToolKind.FINDER, query, lambda actor: actor.find_pictures.remote(query, wanted))
+
+    async def read_page(self, url: str) -> ToolResult:
+        """A page: one text hit, its summary the whole text."""
+        return await self._call(ToolKind.PAGE, url, lambda actor: actor.read_page.remote(url))
 
     async def check(self) -> None:
         """Raises ToolsError naming every service that does not answer, and the remedy."""

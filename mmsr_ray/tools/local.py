@@ -13,6 +13,7 @@ from mmsr_ray.tools.errors import ToolsError
 from mmsr_ray.tools.pipeline import SearchTools, picture_sha
 from mmsr_ray.tools.providers import NAMES, limited_services, read_keys
 from mmsr_ray.tools.providers.base import Keys
+from mmsr_ray.tools.providers.models import Request
 from mmsr_ray.tools.purse import Purse, SpentRecord, Unrecorded
 from mmsr_ray.tools.quota import Buckets, LocalQuota
 from mmsr_ray.tools.till import LocalBank
@@ -48,6 +49,18 @@ class LocalTools:
     async def judge(self, case: Case) -> ToolResult:
         """Satisfies `rewards.judge.Judge`."""
         return await self._tools.judge(case)
+
+    async def complete(self, request: Request) -> ToolResult:
+        """The next turn of tools.model; satisfies `evaluation.endpoint.Model`."""
+        return await self._tools.complete(request)
+
+    async def find_pictures(self, query: str, wanted: int) -> ToolResult:
+        """At most `wanted` pictures of the web for words, with their pages."""
+        return await self._tools.find_pictures(query, wanted)
+
+    async def read_page(self, url: str) -> ToolResult:
+        """A page: one text hit, its summary the whole text."""
+        return await self._tools.read_page(url)
 
     async def check(self) -> None:
         """Raises ToolsError naming every service that does not answer, and the remedy."""

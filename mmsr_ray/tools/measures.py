@@ -35,9 +35,11 @@ LAYERS = {
     "reader": "page",
     "summariser": "summary",
     "judge": "verdict",
+    "model": "reply",
+    "picture_finder": "finds",
 }
 _LOOKUPS = ("hits", "negative_hits", "joined", "misses")
-AGENTS = (ToolKind.IMAGE, ToolKind.TEXT)  # tools of the agent; the judge is the reward's
+AGENTS = (ToolKind.IMAGE, ToolKind.TEXT)  # tools of the agent; the judge is the reward's, the model plays the agent itself
 SEARCHES = {"image_search": "image searches", "text_search": "text searches"}
 
 

@@ -22,6 +22,8 @@ from mmsr_ray.tools.providers.base import (
     ImageSearchProvider,
     JudgeProvider,
     Keys,
+    ModelProvider,
+    PictureFinder,
     Provider,
     Reader,
     Summariser,
@@ -29,10 +31,12 @@ from mmsr_ray.tools.providers.base import (
     read_key,
 )
 from mmsr_ray.tools.providers.corpus import Bm25, CorpusReader
+from mmsr_ray.tools.providers.finders import NoFinder, SerpApiImages, SerperImages
 from mmsr_ray.tools.providers.fvqa_cache import FvqaCache
 from mmsr_ray.tools.providers.hosts import NoHost, UploadHost
 from mmsr_ray.tools.providers.image_index import ImageIndex
 from mmsr_ray.tools.providers.judges import ChatJudge, NoJudge
+from mmsr_ray.tools.providers.models import ChatModel, NoModel
 from mmsr_ray.tools.providers.readers import JinaReader, TrafilaturaReader
 from mmsr_ray.tools.providers.s3 import S3Host, read_s3_keys
 from mmsr_ray.tools.providers.search import SearxNg, SerpApiGoogle, SerpApiLens, SerperGoogle, SerperLens
@@ -45,6 +49,8 @@ KINDS: dict[str, dict[str, type[Provider]]] = {
     "reader": {"jina": JinaReader, "trafilatura": TrafilaturaReader, "corpus": CorpusReader},
     "summariser": {"chat": ChatSummariser, "extractive": ExtractiveSummariser},
     "judge": {"chat": ChatJudge, "none": NoJudge},
+    "model": {"chat": ChatModel, "none": NoModel},
+    "picture_finder": {"serpapi_images": SerpApiImages, "serper_images": SerperImages, "none": NoFinder},
 }
 
 SERVICES = tuple(KINDS)
@@ -62,6 +68,8 @@ def services(config: ToolsConfig) -> dict[str, ProviderConfig]:
         "reader": config.reader,
         "summariser": config.summariser,
         "judge": config.judge,
+        "model": config.model,
+        "picture_finder": config.picture_finder,
     }
     return {name: _with_defaults(KINDS[name].get(section.kind), section) for name, section in given.items()}
 
@@ -126,6 +134,8 @@ class Providers:
     reader: Reader
     summariser: Summariser
     judge: JudgeProvider
+    model: ModelProvider
+    picture_finder: PictureFinder
 
 
 def make(name: str, config: ToolsConfig, http: Http, keys: Keys) -> Provider:
@@ -136,7 +146,7 @@ def make(name: str, config: ToolsConfig, http: Http, keys: Keys) -> Provider:
 
 
 def build(config: ToolsConfig, http: Http, keys: Keys) -> Providers:
-    """All five. Raises ToolsError as `make` does."""
+    """All of them. Raises ToolsError as `make` does."""
     made = {name: make(name, config, http, keys) for name in SERVICES}
     return Providers(
         cast(ImageSearchProvider, made["image_search"]),
@@ -145,4 +155,6 @@ def build(config: ToolsConfig, http: Http, keys: Keys) -> Providers:
         cast(Reader, made["reader"]),
         cast(Summariser, made["summariser"]),
         cast(JudgeProvider, made["judge"]),
+        cast(ModelProvider, made["model"]),
+        cast(PictureFinder, made["picture_finder"]),
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from yarl import URL
 
@@ -18,6 +18,10 @@ from mmsr_ray.rewards.judge import Case
 from mmsr_ray.tools.errors import ProviderError, ToolsError
 from mmsr_ray.tools.http import Http, public, reachable
 from mmsr_ray.types import ToolFailure
+
+if TYPE_CHECKING:
+    from mmsr_ray.tools.providers.finders import Find
+    from mmsr_ray.tools.providers.models import Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +130,18 @@ class JudgeProvider(Protocol):
     identity: str
 
     async def decide(self, case: Case) -> Summary: ...
+
+
+class ModelProvider(Protocol):
+    identity: str
+
+    async def turn(self, request: Request) -> Summary: ...
+
+
+class PictureFinder(Protocol):
+    identity: str
+
+    async def find(self, query: str) -> list[Find]: ...
 
 
 class ImageHost(Protocol):

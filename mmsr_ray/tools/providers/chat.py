@@ -1,6 +1,7 @@
 """One request to an OpenAI-compatible chat service: what its answer says, what it counted, and how it refuses.
 
-Promise: `complete` gives text or raises ProviderError; an account that is refused is told apart from a request that is.
+Promise: `complete` gives text or raises ProviderError, `ask` lets a refusal of the model through as an answer; an account that is
+refused is told apart from a request that is.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ class Message:
     text: str  # as sent, thoughts included
     cut: bool  # it hit the limit of tokens
     usage: Usage
+    refused: bool = False  # the model, or a filter before it, would not
 
 
 class ChatService(Provider):
@@ -44,7 +46,14 @@ class ChatService(Provider):
         return (await self._probe_key(models, timeout, headers={"Authorization": f"Bearer {self._key}"}))[0]
 
     async def complete(self, messages: Sequence[dict[str, Any]], *, max_tokens: int, **more: Any) -> Message:
-        """The answer at temperature 0; `more` goes into the request. BAD_RESPONSE is not retried where the model refused."""
+        """As `ask`; where the model refused it raises a BAD_RESPONSE that is not retried."""
+        answer = await self.ask(messages, max_tokens=max_tokens, **more)
+        if answer.refused:
+            raise ProviderError(ToolFailure.BAD_RESPONSE, f"{self._service}: the model refuses this {self.about}", retry=False)
+        return answer
+
+    async def ask(self, messages: Sequence[dict[str, Any]], *, max_tokens: int, **more: Any) -> Message:
+        """The answer, at temperature 0 unless `more` says otherwise; `more` goes into the request. A refusal's text is its words."""
         payload: dict[str, Any] = {"model": self.config.model, "messages": list(messages), "temperature": 0.0, "max_tokens": max_tokens}
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         try:
@@ -57,9 +66,8 @@ class ChatService(Provider):
             content, refusal, finish = _joined(message.get("content")), message.get("refusal"), choice.get("finish_reason")
         except (KeyError, IndexError, TypeError, AttributeError):
             raise ProviderError(ToolFailure.BAD_RESPONSE, f"{self._service}: no choices[0].message in the answer") from None
-        if refusal or finish == "content_filter":
-            raise ProviderError(ToolFailure.BAD_RESPONSE, f"{self._service}: the model refuses this {self.about}", retry=False)
-        return Message(content, finish == "length", _usage(answer.get("usage")))
+        refused = bool(refusal) or finish == "content_filter"
+        return Message(content or _joined(refusal), finish == "length", _usage(answer.get("usage")), refused)
 
     def _refusal(self, error: ProviderError) -> ProviderError:
         if error.status == 402 or _SPENT.search(error.detail):
