@@ -13,10 +13,7 @@ from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-<<<<<<< HEAD
 from mmsr_ray.agent.dialogue import Dialogue, Message
-=======
->>>>>>> main
 from mmsr_ray.agent.grammar import TRUNCATED
 from mmsr_ray.agent.pieces import PictureError, Piece, QuestionError, SizedPicture
 from mmsr_ray.agent.ports import EngineError, Reply, Tools
@@ -113,21 +110,11 @@ class Conversation:
             raise Ended(Outcome.INFRA_ERROR, f"engine: {error}") from error
         finally:
             self.generate_seconds += time.perf_counter() - started
-<<<<<<< HEAD
         if not reply.stopped:
             self._add_turn(reply, Malformed(TRUNCATED))
             raise Ended(Outcome.POLICY_ERROR, f"a turn {TRUNCATED}")
         self._add_turn(reply, Malformed("not parsed"))
         return reply.text
-=======
-        self.transcript.add_generation(generation)
-        text = self.parts.codec.decode_turn(generation.token_ids)
-        if not generation.stopped:
-            self._add_turn(text, Malformed(TRUNCATED), generation)
-            raise Ended(Outcome.POLICY_ERROR, f"a turn {TRUNCATED}")
-        self._add_turn(text, Malformed("not parsed"), generation)
-        return text
->>>>>>> main
 
     def acted(self, action: Action) -> None:
         """Say what the last turn asked for."""
