@@ -1,6 +1,6 @@
 # make train      the whole default run on this machine: set-up, warm start, RL, evaluation, report
 # make evaluate   the trained model on the held-out questions; another one by ARGS="model.path=..."
-# make fvqa    builds a search-balanced data set of Atlas, with the policy that make train trained
+# make fvqa       builds a search-balanced data set of Atlas, with the policy that make train trained
 # make test       what CI runs: lint, types, every test
 # make lint       lint and types only
 # make stop       stop a run that goes on in the background, and its local Ray
@@ -12,7 +12,7 @@ WORKERS ?= 2
 ARGS ?=
 VENV := .venv/bin
 
-.PHONY: setup train evaluate test lint format stop
+.PHONY: setup train evaluate fvqa test lint format stop
 
 setup:
 	@$(PYTHON) jobs/setup.py --extra $(EXTRA)
