@@ -2,7 +2,7 @@
 
     python jobs/benchmark.py suite=rollout [check=true] [--config jobs/configs/atlas.yaml] [key=value ...]
 
-Suites: `rollout` (the runner against bare vLLM; what slow tools cost a step), `weights` (a weight update by model size, as a
+Suites: `rollout` (the runner against bare vLLM; what slow tools cost a step), `evaluation` (an evaluation against bare vLLM), `weights` (a weight update by model size, as a
 share of memory-copy speed), `tools` (what the tool plane adds to slow services, and TRL's tool loop beside ours), `training` (whole
 GRPO steps beside TRL's), `faults` (training with broken services against training with sound ones, three seeds, about 25
 minutes), `asynchrony` (synchronous training against asynchronous and in-flight updates under slow tools), `recovery` (seconds
@@ -36,6 +36,7 @@ import ray
 from jobs.atlas_stage import world
 from jobs.benchmark_asynchrony import SETTINGS as ASYNCHRONY_SETTINGS
 from jobs.benchmark_asynchrony import asynchrony
+from jobs.benchmark_evaluation import evaluation
 from jobs.benchmark_faults import SETTINGS as FAULTS_SETTINGS
 from jobs.benchmark_faults import faults
 from jobs.benchmark_growth import growth
@@ -129,7 +130,7 @@ def gpu(config: Config) -> list[dict[str, Any]]:
 
 
 Suite = Callable[[Config], list[dict[str, Any]]]
-ON_ATLAS: dict[str, Suite] = {"rollout": rollout, "growth": growth}  # Ray and the Atlas web run around them
+ON_ATLAS: dict[str, Suite] = {"rollout": rollout, "evaluation": evaluation, "growth": growth}  # Ray and the Atlas web run around them
 BY_THEMSELVES: dict[str, Suite] = {
     "tools": tools,
     "training": training,

@@ -49,8 +49,13 @@ def answering(config: Config) -> Iterator[list[ActorHandle]]:
             ray.kill(runner)
 
 
+def queue_length(config: Config) -> int:
+    """Questions in flight on one engine: more than it samples at a time, so that its batch stays full while answers travel."""
+    return config.rollout.max_num_seqs + max(1, config.rollout.max_num_seqs // 2)
+
+
 def _endpoint(config: Config) -> ActorHandle:
-    kind: Any = ray.remote(EndpointRunner).options(num_cpus=0, max_restarts=-1, max_concurrency=config.rollout.max_num_seqs + EXTRA_CALLS)
+    kind: Any = ray.remote(EndpointRunner).options(num_cpus=0, max_restarts=-1, max_concurrency=queue_length(config) + EXTRA_CALLS)
     return kind.remote(to_dict(config))
 
 
@@ -62,7 +67,7 @@ def _engines(config: Config) -> list[ActorHandle]:
         num_cpus=config.rollout.cpus_per_runner,
         num_gpus=config.rollout.gpus_per_runner,
         max_restarts=-1,
-        max_concurrency=config.rollout.max_num_seqs + EXTRA_CALLS,
+        max_concurrency=queue_length(config) + EXTRA_CALLS,
     )
     return [kind.remote(config=made, worker_index=number + 1) for number in range(_count(config))]
 

@@ -17,15 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
-from jobs.engines import answering
+from jobs.engines import answering, queue_length
 from mmsr_ray.config import Config, to_dict
 from mmsr_ray.evaluation.answers import FILE, Answer, Answers
 from mmsr_ray.evaluation.metrics import measure
-from mmsr_ray.evaluation.questions import Benchmark, benchmarks_of
+from mmsr_ray.evaluation.questions import QuestionSet, question_sets
 from mmsr_ray.evaluation.rows import GRACE_SECONDS
-from mmsr_ray.evaluation.run import Ended, ask
+from mmsr_ray.evaluation.run import Ended, Question, ask
 from mmsr_ray.evaluation.trajectories import TrajectoryRow, trajectory_row, write_rows
 from mmsr_ray.types import Outcome
 
@@ -47,7 +48,7 @@ def evaluate_model(config: Config, folder: Path, label: str) -> list[dict[str, A
     Raises ConfigError where `folder` holds answers under another config, DataError, AnswersError, NoRoom, NoEngine, and
     BudgetSpent when the money of the tools ends it; what was answered by then is kept.
     """
-    benchmarks = benchmarks_of(config)
+    benchmarks = question_sets(config)
     with Answers(folder / FILE, to_dict(config) | {"model_files": model_files(config.model.path)}) as answers:
         for benchmark in benchmarks:
             answers.belongs_to(benchmark.name, benchmark.digest)
@@ -68,7 +69,7 @@ def model_files(path: str) -> str:
     return hashlib.sha256(json.dumps(marks).encode()).hexdigest()[:12] if files else ""
 
 
-def _ask_what_is_open(config: Config, benchmarks: Sequence[Benchmark], answers: Answers) -> Lost:
+def _ask_what_is_open(config: Config, benchmarks: Sequence[QuestionSet], answers: Answers) -> Lost:
     """All questions as one stream, so that engines never run dry between benchmarks. Returns what stays without an answer."""
     done = {b.name: {w: answers.answered(b.name, w) for w in config.evaluation.workflows} for b in benchmarks}
     before = sum(len(uids) for workflows in done.values() for uids in workflows.values())
@@ -79,23 +80,35 @@ def _ask_what_is_open(config: Config, benchmarks: Sequence[Benchmark], answers: 
         return {}
     with answering(config) as runners:
         logger.info("%d engines up, %d answers are there already", len(runners), before)
-        ended = ask(
-            runners,
-            chain([first], stream),
-            inflight_per_runner=config.rollout.max_num_seqs,
-            sample_seconds=(config.rollout.infra_retries + 1) * config.agent.deadline_seconds + GRACE_SECONDS,
-            deadline_seconds=config.evaluation.deadline_seconds * len(benchmarks) * len(config.evaluation.workflows),
-        )
-        return _keep(ended, answers, before, _size(config, benchmarks))
+        return ask_and_keep(config, runners, chain([first], stream), answers, len(benchmarks), before, _size(config, benchmarks))
 
 
-def _size(config: Config, benchmarks: Sequence[Benchmark]) -> int:
+def ask_and_keep(
+    config: Config,
+    runners: Sequence[ActorHandle],
+    questions: Iterable[Question],
+    answers: Answers,
+    benchmarks: int = 1,
+    before: int = 0,
+    total: int = 0,
+) -> Lost:
+    """Questions of so many benchmarks; answers go to disk as they come. `before` of `total` are there already, for the log."""
+    ended = ask(
+        runners,
+        questions,
+        inflight_per_runner=queue_length(config),
+        sample_seconds=(config.rollout.infra_retries + 1) * config.agent.deadline_seconds + GRACE_SECONDS,
+        deadline_seconds=config.evaluation.deadline_seconds * benchmarks * len(config.evaluation.workflows),
+    )
+    return _keep(ended, answers, before, total)
+
+
+def _size(config: Config, benchmarks: Sequence[QuestionSet]) -> int:
     """Questions of all benchmarks and workflows, as long as no picture is bad."""
     return len(config.evaluation.workflows) * sum(min(b.limit or len(b.rows), len(b.rows)) for b in benchmarks)
 
 
 def _keep(landings: Iterable[list[Ended]], answers: Answers, before: int, total: int) -> Lost:
-    """Answers go to disk as they come."""
     lost: Lost = defaultdict(set)
     count, told = before, time.monotonic()
     for landed in landings:
@@ -128,7 +141,7 @@ def _answers(landed: Iterable[Ended]) -> Iterator[Answer]:
         )
 
 
-def _row(config: Config, answers: Answers, benchmark: Benchmark, workflow: str, label: str, lost: set[str]) -> dict[str, Any]:
+def _row(config: Config, answers: Answers, benchmark: QuestionSet, workflow: str, label: str, lost: set[str]) -> dict[str, Any]:
     summaries = answers.summaries(benchmark.name, workflow)
     row = measure(
         list(summaries.values()),
@@ -140,6 +153,6 @@ def _row(config: Config, answers: Answers, benchmark: Benchmark, workflow: str, 
     return row | {"model": label, "benchmark": benchmark.name, "workflow": workflow}
 
 
-def _trajectories(answers: Answers, benchmark: Benchmark, workflow: str) -> Iterator[TrajectoryRow]:
+def _trajectories(answers: Answers, benchmark: QuestionSet, workflow: str) -> Iterator[TrajectoryRow]:
     for sample in benchmark.samples(answers.summaries(benchmark.name, workflow).keys()):
         yield answers.row(benchmark.name, workflow, sample.uid) | {"picture": sample.image}

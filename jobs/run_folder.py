@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mmsr_ray.config import Config, ConfigError, ToolsConfig, to_yaml
+from mmsr_ray.evaluation.settings import name_and_path
 from mmsr_ray.evaluation.summary import config_hash, write_json
 from mmsr_ray.observability.progress import Progress
 from mmsr_ray.tools.providers import services
@@ -32,7 +33,13 @@ def with_absolute_paths(config: Config) -> Config:
         config,
         run=replace(config.run, dir=absolute(config.run.dir)),
         model=replace(config.model, path=absolute(config.model.path)) if local_model else config.model,
-        data=replace(config.data, train=absolute(config.data.train), test=absolute(config.data.test)),
+        data=replace(
+            config.data,
+            train=absolute(config.data.train),
+            test=absolute(config.data.test),
+            benchmarks_dir=absolute(config.data.benchmarks_dir),
+        ),
+        evaluation=replace(config.evaluation, benchmarks=[_absolute_benchmark(name, absolute) for name in config.evaluation.benchmarks]),
         tools=_absolute_tools(config.tools, absolute),
         sft=replace(config.sft, cache_dir=absolute(config.sft.cache_dir), demonstrations=absolute(config.sft.demonstrations)),
         atlas=replace(config.atlas, dir=absolute(config.atlas.dir)),
@@ -42,6 +49,14 @@ def with_absolute_paths(config: Config) -> Config:
             test_sets=[absolute(path) for path in config.construction.test_sets],
         ),
     )
+
+
+def _absolute_benchmark(benchmark: str, absolute: Callable[[str], str]) -> str:
+    """Names of published ones stay."""
+    name, path = name_and_path(benchmark)
+    if path != benchmark:
+        return f"{name}={absolute(path)}"
+    return absolute(path) if any(mark in path for mark in "/.*") else path
 
 
 def _absolute_tools(tools: ToolsConfig, absolute: Callable[[str], str]) -> ToolsConfig:

@@ -3,9 +3,10 @@
     python jobs/sft.py --config jobs/configs/sft_paper.yaml sft.demonstrations=runs/gpt-4o/trajectories
     python jobs/sft.py --config jobs/configs/atlas.yaml run.name=sft model.path=runs/atlas/model atlas.teacher=worldly sft.epochs=8
 
-`sft.demonstrations` is what jobs/evaluate.py wrote when it asked the teacher, any model or endpoint, the training questions; in
-Atlas, `atlas.teacher` answers them where it is left out. Only what is correct and well-formed is learned. The model lies in `<run>/model` afterwards; jobs/evaluate.py evaluates it.
-Submit it again and finished stages are skipped. Exit status as of jobs/train.py.
+`sft.demonstrations` is what jobs/evaluate.py wrote when it asked the teacher, any model or endpoint, the training questions; several
+tries are several runs with evaluation.temperature=1 and a run.seed each, and a glob of their files. In Atlas, `atlas.teacher` answers
+where it is left out. Only what is correct and well-formed is learned. The model lies in `<run>/model` afterwards; jobs/evaluate.py
+evaluates it. Submit it again and finished stages are skipped. Exit status as of jobs/train.py.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ SCHEDULES = ("sigmoid", "constant", "cosine")
 @dataclass
 class SFTConfig:
     enabled: bool = False  # a warm start before reinforcement
-    demonstrations: str = ""  # trajectories of an evaluation or a run (parquet file or folder); "": Atlas makes them
+    demonstrations: str = ""  # trajectories of evaluations or runs (parquet file, folder or glob); "": Atlas makes them
     steps: int = 400
     epochs: float = 0.0  # instead of steps, where above 0
     batch_size: int = 32

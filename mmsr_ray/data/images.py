@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet as pq
 
-from mmsr_ray.data.schema import BadRow, DataError, image_entry
+from mmsr_ray.data.pictures import picture_bytes
+from mmsr_ray.data.schema import DataError
 
 CHUNK = 32  # rows of one batch of the copy
 
@@ -34,12 +35,7 @@ class ImageStore:
 
     def load(self, file: str, row: int) -> bytes:
         """Encoded bytes of the row's one picture. Raises BadRow where there is none, DataError where the file is gone."""
-        entry = image_entry(self.cell(file, row))
-        if entry.get("bytes"):
-            return bytes(entry["bytes"])
-        if entry.get("path"):
-            return read_beside(file, str(entry["path"]))
-        raise BadRow("no image")
+        return picture_bytes(self.cell(file, row), file)
 
     def cell(self, file: str, row: int) -> Any:
         """What the column holds there, as a Python value."""
@@ -83,13 +79,3 @@ def _identity(file: str) -> str:
         raise DataError(f"{file} is gone: put it back or start with another data set") from error
     stamp = info.get("mtime") or info.get("LastModified") or info.get("ETag") or info.get("blob_id") or ""
     return hashlib.sha256(f"{file}|{info.get('size')}|{stamp}|{info.get('ino', '')}".encode()).hexdigest()[:32]
-
-
-def read_beside(file: str, path: str) -> bytes:
-    """A picture stored beside a data file, by a path relative to its folder or absolute. Raises BadRow where it is missing."""
-    target = path if os.path.isabs(path) or "://" in path else os.path.join(os.path.dirname(file), path)
-    try:
-        filesystem, path = fsspec.core.url_to_fs(target)
-        return filesystem.cat_file(path)
-    except OSError as error:
-        raise BadRow("image file missing") from error

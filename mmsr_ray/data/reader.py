@@ -27,11 +27,15 @@ LIGHT = tuple(name for name in (*REQUIRED, *OPTIONAL) if name != "images")
 
 @dataclass(frozen=True, slots=True)
 class IndexRow:
-    """Where a good row lies: `row` counts from 0 over the whole file."""
+    """Where a good row lies: `row` counts from 0 over the whole file. `column` holds its picture, or the path of one that may also
+    lie, by its name, in one of `folders` beside the file.
+    """
 
     fields: Fields
     file: str
     row: int
+    column: str = "images"
+    folders: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

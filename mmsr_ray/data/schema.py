@@ -132,16 +132,6 @@ def check_image(image: bytes | None, config: DataConfig) -> None:
         raise BadRow("corrupt image") from error
 
 
-def image_entry(images: Any) -> Mapping[str, Any]:
-    """The one `{bytes, path}` of a row. Raises BadRow where there are none or several."""
-    entries = _items(images)
-    if len(entries) > 1:
-        raise BadRow("more than one image")
-    if not entries or not isinstance(entries[0], Mapping):
-        raise BadRow("no image")
-    return entries[0]
-
-
 def write_fvqa(path: str | Path, samples: Iterable[Sample]) -> int:
     """Write samples as one parquet file in the FVQA schema, plus the optional column `need`; returns the number of rows.
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -21,9 +21,9 @@ from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
 
 from mmsr_ray.config import DataConfig
 from mmsr_ray.data.cursor import Place
-from mmsr_ray.data.images import ImageStore
 from mmsr_ray.data.reader import Index, IndexRow, every_row_bad, rank
 from mmsr_ray.data.schema import BadRow, BadRows, check_image
+from mmsr_ray.data.tables import Pictures
 from mmsr_ray.types import Sample
 
 BLOCK_ROWS = 16  # pictures that one task loads: the granularity of back-pressure
@@ -125,7 +125,8 @@ def load_pictures(rows: Sequence[IndexRow], config: DataConfig) -> Iterator[tupl
 
 
 def _block(rows: Sequence[IndexRow]) -> pa.Table:
-    return pa.table({"file": [row.file for row in rows], "row": [row.row for row in rows]})
+    where = {name: [getattr(row, name) for row in rows] for name in ("file", "row", "column")}
+    return pa.table({**where, "folders": pa.array([list(row.folders) for row in rows], pa.list_(pa.string()))})
 
 
 class _Order:
@@ -145,24 +146,24 @@ class _Order:
 
 
 class LoadImages:
-    """Ray Data batch function: {file, row} -> {image, problem}; `problem` is "" exactly when `image` is usable."""
+    """Ray Data batch function: {file, row, column, folders} -> {image, problem}; `problem` is "" exactly when `image` is usable."""
 
     def __init__(self, config: DataConfig) -> None:
         self._config = config
-        self._store = ImageStore()
+        self._pictures = Pictures()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         images: list[bytes | None] = []
         problems: list[str] = []
-        for file, row in zip(batch.column("file").to_pylist(), batch.column("row").to_pylist(), strict=True):
-            image, problem = self._one(file, row)
+        for where in batch.to_pylist():
+            image, problem = self._one(where)
             images.append(image)
             problems.append(problem)
         return pa.table({"image": pa.array(images, pa.large_binary()), "problem": pa.array(problems, pa.string())})
 
-    def _one(self, file: str, row: int) -> tuple[bytes | None, str]:
+    def _one(self, where: dict[str, Any]) -> tuple[bytes | None, str]:
         try:
-            image = self._store.load(file, row)
+            image = self._pictures.load(**where)
             check_image(image, self._config)
         except BadRow as bad:
             return None, bad.kind

@@ -133,10 +133,11 @@ class Answers:
         self._db.execute("begin immediate")
         try:
             yield
+            self._db.execute("commit")
         except BaseException:
-            self._db.execute("rollback")
+            if self._db.in_transaction:  # SQLite ends it itself where the disk is full
+                self._db.execute("rollback")
             raise
-        self._db.execute("commit")
 
     @contextmanager
     def _clear(self) -> Iterator[None]:

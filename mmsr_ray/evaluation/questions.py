@@ -7,38 +7,32 @@ questions that are about to be asked are in memory.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Self
 
 from mmsr_ray.config import Config, DataConfig
 from mmsr_ray.data.cursor import digest
 from mmsr_ray.data.reader import IndexRow, rank, read_index
 from mmsr_ray.data.schema import BadRows
 from mmsr_ray.data.stream import stream_samples
+from mmsr_ray.evaluation.benchmarks import open_benchmark
 from mmsr_ray.evaluation.run import Question
-from mmsr_ray.evaluation.settings import name_of
 from mmsr_ray.types import Sample
 
 HELD_OUT = "test"  # name of data.test, the benchmark where none is named
 
 
 @dataclass(frozen=True)
-class Benchmark:
-    """Questions in one parquet file, folder or glob (FVQA schema). `limit` of them are asked; 0: all."""
+class QuestionSet:
+    """The questions of a benchmark, without pictures. `limit` of them are asked; 0: all."""
 
     name: str
-    path: str
-    rows: list[IndexRow]
+    source: str
+    rows: Sequence[IndexRow]
     config: DataConfig
     limit: int = 0
     seed: int = 0
-
-    @classmethod
-    def of(cls, name: str, path: str, config: Config) -> Self:
-        """Reads everything but pictures. Raises DataError."""
-        return cls(name, path, read_index(path, config.data).rows, config.data, config.evaluation.questions, config.run.seed)
 
     @property
     def digest(self) -> str:
@@ -59,7 +53,7 @@ class Benchmark:
             for sample in stream_samples(open_rows, self.config, bad):
                 wanted -= 1
                 yield from (Question(sample, workflow, self.name) for workflow, uids in done.items() if sample.uid not in uids)
-        bad.log(self.path)
+        bad.log(self.source)
 
     def samples(self, uids: Collection[str]) -> Iterator[Sample]:
         """Those questions, in the order of the file."""
@@ -67,13 +61,22 @@ class Benchmark:
 
     def _in_order(self) -> list[IndexRow]:
         if not self.limit:
-            return self.rows
+            return list(self.rows)
         return sorted(self.rows, key=lambda row: (rank(row.fields.uid, self.seed, 0), row.fields.uid))
 
 
-def benchmarks_of(config: Config) -> list[Benchmark]:
-    """Those of `evaluation.benchmarks`: paths, named after their file; without any, `data.test`. Raises DataError."""
-    paths = config.evaluation.benchmarks
-    if not paths:
-        return [Benchmark.of(HELD_OUT, config.data.test, config)]
-    return [Benchmark.of(name_of(path), path, config) for path in paths]
+def question_sets(config: Config) -> list[QuestionSet]:
+    """Of `evaluation.benchmarks`, as `open_benchmark` takes them; without any, of `data.test`. Raises DataError.
+
+    Looks at the pictures of a published set that is asked as a whole: a bad one makes its number of questions wrong.
+    """
+    limit, seed = config.evaluation.questions, config.run.seed
+    if not config.evaluation.benchmarks:
+        path = config.data.test
+        return [QuestionSet(HELD_OUT, path, read_index(path, config.data).rows, config.data, limit, seed)]
+    sets = []
+    for named in config.evaluation.benchmarks:
+        found = open_benchmark(named, config.data)
+        rows = found.with_pictures() if found.size is not None and not limit else found.rows
+        sets.append(QuestionSet(found.name, found.source, rows, config.data, limit, seed))
+    return sets

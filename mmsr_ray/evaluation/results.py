@@ -1,7 +1,7 @@
 """The evaluations that run folders hold, question by question, and which of them may be compared.
 
-Promise: two evaluations are comparable only if they asked the same questions, judged answers by the same rule and, where they
-search at all, searched the same web within the same budget; else there is a sentence for each thing that differs. Where a run
+Promise: two evaluations are comparable only if they asked the same questions, judged answers by the same rule and, where both
+search, searched the same web within the same budget; else there is a sentence for each thing that differs. Where a run
 keeps only some of its answers, their number and those kept must not speak against the same questions. Pictures and texts of
 trajectories are not read.
 """
@@ -30,7 +30,7 @@ BUDGET = ("search_limit", "image_search_limit", "text_search_limit", "topk")
 LOCAL = ("localhost", "127.0.0.1", "::1")  # where a service runs on the machine itself says nothing about which one it is
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # two are the same if they are one
 class Evaluated:
     """One model on one benchmark by one workflow: a row of summary.json and what became of each question.
 
@@ -61,6 +61,11 @@ class Evaluated:
     def complete(self) -> bool:
         """Is every answer that counts there?"""
         return bool(self.answers) and self.lost <= self.row.get("infra_errors", 0)
+
+    @property
+    def while_training(self) -> bool:
+        """Of a policy in the middle of its training (evaluation.every_steps)?"""
+        return "step" in self.row
 
     @property
     def search_limit(self) -> int:
@@ -113,7 +118,7 @@ def _conditions_differ(a: Evaluated, b: Evaluated) -> list[str]:
     missing = [one.run for one in (a, b) if not one.settings]
     if missing:
         return [f"{missing[0]} has no {CONFIG}: how it was judged and what it searched is not known"]
-    searching = a.workflow != "direct" or b.workflow != "direct"
+    searching = "direct" not in (a.workflow, b.workflow)
     kinds = {"other judge": _judging} | ({"other search": _searching} if searching else {})
     reasons = []
     for what, look in kinds.items():
@@ -169,7 +174,7 @@ def _named(row: Mapping[str, Any]) -> tuple[str, str]:
 
 def _file(folder: Path, benchmark: str, model: str, workflow: str) -> Path | None:
     """Of jobs/evaluate.py, else of a training run, which names its files by the model."""
-    names = [f"{name}-{workflow}.parquet".replace(" ", "_") for name in (benchmark, model)]
+    names = [f"{benchmark}-{workflow}.parquet", f"{model}-{workflow}.parquet".replace(" ", "_")]
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 

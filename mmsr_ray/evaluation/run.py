@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -165,7 +165,7 @@ def ask(
     deadline_seconds: float,
     attempts: int = 3,
     call: Call = greedily,
-) -> Iterator[list[Ended]]:
+) -> Generator[list[Ended], None, None]:
     """Ask every question once over `runners` (SearchEnvRunner actors, or others with their `ping` and what `call` calls).
 
     Yields, again and again, the questions that ended since the last time, in any order. What the caller does with them holds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import PurePath
 
@@ -9,12 +10,13 @@ from mmsr_ray.agent.seeds import seed_of
 from mmsr_ray.types import Sampling
 
 WORKFLOWS = ("on_demand", "direct", "rag")
+_NAMED = re.compile(r"([A-Za-z0-9_.-]+)=(.+)")
 
 
 @dataclass
 class EvaluationConfig:
     label: str = ""  # of the model in tables, by jobs/evaluate.py; "": from model.path
-    benchmarks: list[str] = field(default_factory=list)  # of jobs/evaluate.py: parquet files, folders or globs; none: data.test
+    benchmarks: list[str] = field(default_factory=list)  # names of evaluation/benchmarks, paths, or NAME=PATH; none: data.test
     questions: int = 0  # 0: all
     temperature: float = 0.0  # 0: greedy; above, answers follow from run.seed: the tries of a teacher (jobs/sft.py)
     workflows: list[str] = field(default_factory=lambda: ["on_demand", "direct", "rag"])
@@ -27,9 +29,15 @@ class EvaluationConfig:
     workflows_during: list[str] = field(default_factory=lambda: ["on_demand"])  # the first decides which checkpoint is the best
 
 
+def name_and_path(benchmark: str) -> tuple[str, str]:
+    """(name, path) of NAME=PATH; what has no "=" after a plain name is a path, or the name of a published set, and named after itself."""
+    named = _NAMED.fullmatch(benchmark)
+    return (named[1], named[2]) if named else (PurePath(benchmark.rstrip("/")).stem, benchmark)
+
+
 def name_of(benchmark: str) -> str:
-    """A benchmark's name in rows and files: of a file, its own without ending."""
-    return PurePath(benchmark.rstrip("/")).stem
+    """A benchmark's name in rows and files: as it was called, or of a file its own without ending."""
+    return name_and_path(benchmark)[0]
 
 
 def label_of(model_path: str) -> str:
@@ -66,7 +74,7 @@ def complaint(c: EvaluationConfig, *, judge: bool) -> str:
         return "evaluation.every_steps needs a workflow in evaluation.workflows_during: on_demand is the one that is trained"
     names = [name_of(path) for path in c.benchmarks]
     if len(set(names)) < len(names):
-        return f"evaluation.benchmarks names {', '.join(sorted(names))}: rows and files are told apart by these names, so give each file its own"
+        return f"evaluation.benchmarks names {', '.join(sorted(names))}: rows and files are told apart by these names, so give each its own, as in NAME=PATH"
     if not c.workflows:
         return f"evaluation.workflows names none: choose from {', '.join(WORKFLOWS)}"
     unknown = sorted({*c.workflows, *c.workflows_during} - set(WORKFLOWS))

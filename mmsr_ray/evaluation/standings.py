@@ -3,8 +3,8 @@
 Promise: what is not comparable with the rest of its benchmark is shown and said so, and never takes part in "best" or in a test.
 Of each benchmark those evaluations stand together that are comparable with one another; where there are several such groups
 the largest counts. p values are of McNemar's exact test, corrected by Holm's method for all pairs of the benchmark that are looked
-at: each with the best, the same workflow by other models, the same model by other workflows. An evaluation of which only some
-answers were kept is in no test.
+at: each with the best of all, each with the best of its workflow, and one model by different workflows. An evaluation of which
+only some answers were kept is in no test; evaluations in the middle of a training run are left out.
 """
 
 from __future__ import annotations
@@ -71,8 +71,9 @@ class Standings:
 
 def standings(results: Sequence[Evaluated]) -> Standings:
     """Lines in the order of `results`, workflows in that of the paper."""
+    results = [result for result in results if not result.while_training]
     benchmarks = list(dict.fromkeys(result.benchmark for result in results))
-    cells: dict[int, Cell] = {}
+    cells: dict[Evaluated, Cell] = {}
     pairs: list[Pair] = []
     for benchmark in benchmarks:
         of_it = [result for result in results if result.benchmark == benchmark]
@@ -82,7 +83,7 @@ def standings(results: Sequence[Evaluated]) -> Standings:
     blocks: dict[str, list[Line]] = {}
     lines = dict.fromkeys((result.run, result.model, result.workflow) for result in results)
     for run, model, workflow in sorted(lines, key=lambda line: _place(line[2])):
-        own = {r.benchmark: cells[id(r)] for r in results if (r.run, r.model, r.workflow) == (run, model, workflow)}
+        own = {r.benchmark: cells[r] for r in results if (r.run, r.model, r.workflow) == (run, model, workflow)}
         blocks.setdefault(workflow, []).append(_line(run, model, workflow, own, benchmarks))
     return Standings(benchmarks, blocks, pairs)
 
@@ -101,7 +102,7 @@ def _together(of_it: Sequence[Evaluated]) -> list[Evaluated]:
     """The largest group of comparable evaluations, the first of the largest."""
     groups: list[list[Evaluated]] = []
     for result in of_it:
-        group = next((group for group in groups if not not_comparable(group[0], result)), None)
+        group = next((group for group in groups if not any(not_comparable(one, result) for one in group)), None)
         if group is None:
             groups.append([result])
         else:
@@ -110,11 +111,12 @@ def _together(of_it: Sequence[Evaluated]) -> list[Evaluated]:
 
 
 def _pairs(benchmark: str, group: Sequence[Evaluated]) -> list[Pair]:
-    best = _best(group)
+    of_all = _best(group)
+    best = {workflow: _best([result for result in group if result.workflow == workflow]) for workflow in WORKFLOWS}
     wanted = [
         (a, b)
         for a, b in combinations([result for result in group if result.complete], 2)
-        if a is best or b is best or a.workflow == b.workflow or (a.run, a.model) == (b.run, b.model)
+        if of_all in (a, b) or (a.workflow == b.workflow and best.get(a.workflow) in (a, b)) or (a.run, a.model) == (b.run, b.model)
     ]
     found = [compare(a.answers.values(), b.answers.values(), search_limit=a.search_limit) for a, b in wanted]
     tested = [(pair, row) for pair, row in zip(wanted, found, strict=True) if row["p_value"] is not None]
@@ -122,20 +124,19 @@ def _pairs(benchmark: str, group: Sequence[Evaluated]) -> list[Pair]:
     return [Pair(benchmark, a, b, row, p) for ((a, b), row), p in zip(tested, corrected, strict=True)]
 
 
-def _cells(of_it: Sequence[Evaluated], pairs: Sequence[Pair]) -> dict[int, Cell]:
-    """By the identity of the evaluation."""
+def _cells(of_it: Sequence[Evaluated], pairs: Sequence[Pair]) -> dict[Evaluated, Cell]:
     group = _together(of_it)
     best = _best(group)
-    inside = {id(result) for result in group}
-    level = {id(pair.first) for pair in pairs if pair.second is best and not pair.significant}
-    level |= {id(pair.second) for pair in pairs if pair.first is best and not pair.significant}
+    inside = set(group)
+    level = {pair.first for pair in pairs if pair.second is best and not pair.significant}
+    level |= {pair.second for pair in pairs if pair.first is best and not pair.significant}
     cells = {}
     for result in of_it:
         low, high = result.row.get("accuracy_low"), result.row.get("accuracy_high")
         if low is None and result.row["accuracy"] is not None:
             low, high = wilson(round(result.row["accuracy"] * result.row["questions"]), result.row["questions"])
-        reasons = [] if id(result) in inside else not_comparable(group[0], result)
-        cells[id(result)] = Cell(result, low, high, reasons, result is best, id(result) in level)
+        reasons = [] if result in inside else next(filter(None, (not_comparable(one, result) for one in group)), [])
+        cells[result] = Cell(result, low, high, reasons, result is best, result in level)
     return cells
 
 

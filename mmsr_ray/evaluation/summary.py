@@ -40,13 +40,17 @@ def config_hash(config: Config) -> str:
 
     Nor does a setting that has its default: one that a later release adds leaves the folders of earlier runs as they are.
     """
-    values, defaults = to_dict(config), to_dict(Config())
-    own = {
+    values = _other_than(to_dict(config), to_dict(Config()))
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def _other_than(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that differ and are no locations, by section; sections where none does are left out."""
+    found = {
         name: {key: value for key, value in section.items() if key not in LOCATIONS and value != defaults[name][key]}
         for name, section in values.items()
     }
-    found = {name: section for name, section in own.items() if section}
-    return hashlib.sha256(json.dumps(found, sort_keys=True, default=str).encode()).hexdigest()[:12]
+    return {name: section for name, section in found.items() if section}
 
 
 def write_summary(

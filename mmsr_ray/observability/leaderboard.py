@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 FILE = "leaderboard.html"
 WIDTH = 132  # columns of the table where the output is narrower or no terminal: numbers are never cut
+TOLD = 20  # significant differences in the terminal, the clearest first
 
 
 def write_leaderboard(folder: str | Path, board: Standings) -> Path:
@@ -69,10 +70,11 @@ def show(board: Standings, console: Console) -> None:
     for cell in _cells(board):
         if cell.reasons:
             console.print(f"! {escape(_who(cell.evaluated))} on {escape(cell.evaluated.benchmark)}: {escape('; '.join(cell.reasons))}")
-    for pair in board.pairs:
-        if pair.significant:
-            difference = f"{points(pair.found['accuracy']['difference'])} points, p {p_value(pair.p)}"
-            console.print(escape(f"{pair.benchmark}: {_who(pair.second)} against {_who(pair.first)}: {difference}"))
+    significant = sorted((pair for pair in board.pairs if pair.significant), key=lambda pair: pair.p)
+    for pair in significant[:TOLD]:
+        difference = f"{points(pair.found['accuracy']['difference'])} points, p {p_value(pair.p)}"
+        console.print(escape(f"{pair.benchmark}: {_who(pair.second)} against {_who(pair.first)}: {difference}"))
+    console.print(f"{len(significant)} of {len(board.pairs)} tested differences are significant; the page has all of them.")
 
 
 def _in_terminal(cell: Cell | None) -> str:

@@ -19,7 +19,7 @@ WIDTH = 132
 
 def write_table(rows: Sequence[Mapping[str, Any]], stream: TextIO | None = None, width: int = WIDTH) -> None:
     """One line a row of `evaluation.metrics.measure`; accuracy with its 95 % interval."""
-    table = Table(box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     for name in ("model", "benchmark", "workflow"):
         table.add_column(name, overflow="fold")
     for name in ("questions", "accuracy", "95 %\ninterval", "searches\n/ allowed", "searching", "precision", "recall", "lost"):

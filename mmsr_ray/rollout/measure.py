@@ -50,20 +50,24 @@ def runner_rate(runner: ActorHandle, samples: Sequence[Sample], group_size: int,
     return _median(play, rounds)
 
 
-def bare_rate(config: Config, samples: Sequence[Sample], group_size: int, rounds: int = 3) -> Rate:
-    """The first turns of the same rollouts by `vllm.LLM.generate` with vLLM's own defaults, in a process of its own."""
-    task = ray.remote(num_cpus=0, max_calls=1)(_bare).remote(config, list(samples), group_size, rounds)
+def bare_rate(config: Config, samples: Sequence[Sample], group_size: int, rounds: int = 3, *, direct: bool = False) -> Rate:
+    """The first turns of the same rollouts by `vllm.LLM.generate` with vLLM's own defaults, in a process of its own.
+
+    `direct`: the only turns of the workflow of that name, greedy as in an evaluation.
+    """
+    task = ray.remote(num_cpus=0, max_calls=1)(_bare).remote(config, list(samples), group_size, rounds, direct)
     return ray.get(task, timeout=DEADLINE_SECONDS)
 
 
-def _bare(config: Config, samples: list[Sample], group_size: int, rounds: int) -> Rate:
+def _bare(config: Config, samples: list[Sample], group_size: int, rounds: int, direct: bool) -> Rate:
     from vllm import LLM, SamplingParams
 
     codec, prompts = load_codec(config), PromptSet.load(config.agent.prompts)
+    first = prompts.direct if direct else prompts.round_1
     requests = []
     for sample in samples:
         transcript = Transcript(codec)
-        transcript.add_user(prompts.round_1(sample.question, codec.user_picture(sample.image)))
+        transcript.add_user(first(sample.question, codec.user_picture(sample.image)))
         images = [Image.open(io.BytesIO(picture.data)).convert("RGB") for picture in transcript.pictures]
         requests += [{"prompt_token_ids": transcript.compact_ids(), "multi_modal_data": {"image": images}}] * group_size
     llm = LLM(
@@ -77,7 +81,9 @@ def _bare(config: Config, samples: list[Sample], group_size: int, rounds: int) -
         generation_config="vllm",
     )
     sampling = SamplingParams(
-        temperature=config.rollout.temperature, max_tokens=config.agent.max_turn_tokens, stop_token_ids=[codec.end_id]
+        temperature=0.0 if direct else config.rollout.temperature,
+        max_tokens=config.agent.max_turn_tokens,
+        stop_token_ids=[codec.end_id],
     )
 
     def play() -> int:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmsr_ray.algorithms.placement import Resources, fit
+from mmsr_ray.algorithms.placement import Resources, copies, fit
 
 RUNNER, RANK = {"CPU": 4.0, "GPU": 1.0}, {"CPU": 2.0, "GPU": 0.5}
 
@@ -82,3 +82,10 @@ def test_the_verdict_is_that_of_trying_every_assignment(kinds: list[Resources], 
 def test_as_many_as_possible_are_counted(nodes: list[Resources]) -> None:
     room = fit([{"CPU": 2.0}] * 3, nodes)
     assert sum(room.placed) == sum(int(node["CPU"] // 2) for node in nodes)
+
+
+def test_how_many_equal_bundles_fit_node_by_node() -> None:
+    nodes = [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 3.9}, {"GPU": 2.0, "CPU": 0.3}]
+    assert copies({"CPU": 2.0}, nodes) == 3
+    assert copies({"CPU": 0.1, "GPU": 1.0}, nodes) == 3
+    assert copies({"GPU": 4.0}, nodes) == 0

@@ -16,8 +16,8 @@ from ray.exceptions import RayTaskError
 from mmsr_ray.config import DataConfig
 from mmsr_ray.data.feeder import start_feeder
 from mmsr_ray.data.reader import rank, read_index
-from mmsr_ray.data.schema import DataError, write_fvqa
-from mmsr_ray.data.stream import Place, PromptStream
+from mmsr_ray.data.schema import BadRows, DataError, write_fvqa
+from mmsr_ray.data.stream import Place, PromptStream, stream_samples
 from mmsr_ray.types import Ticket
 
 from .test_reader import png, sample
@@ -158,3 +158,11 @@ def test_a_broken_stream_is_an_error_not_a_wait(cluster: None, tmp_path: Path) -
         with pytest.raises(RayTaskError, match="no usable row"):
             ray.get(feeder.next_tickets.remote(1, 30.0), timeout=60)
     ray.kill(feeder)
+
+
+def test_any_rows_are_streamed_once_in_their_order(cluster: None, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmsr_ray.data.stream.PASS_ROWS", 25)
+    rows = read_index(folder, CONFIG).rows[::-1]
+    bad = BadRows()
+    assert list(stream_samples(rows, CONFIG, bad)) == [sample(i) for i in reversed(range(QUESTIONS))]
+    assert not bad.total

@@ -6,13 +6,14 @@ import asyncio
 import os
 import time
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 
-from mmsr_ray.evaluation.run import evaluate
+from mmsr_ray.evaluation.run import Question, ask, evaluate
 from mmsr_ray.tools.errors import BudgetSpent
 from mmsr_ray.types import Sample, TrajectorySummary
 
@@ -28,6 +29,8 @@ class Answerer:
         self.folder = Path(folder)
 
     async def ping(self) -> bool:
+        if (self.folder / "cannot start").exists():
+            raise RuntimeError("no engine")
         return True
 
     async def evaluate_sample(self, sample: Sample, workflow: str) -> tuple[TrajectorySummary, tuple[str, str]]:
@@ -122,3 +125,29 @@ def test_dead_runners_end_it_early_and_the_deadline_ends_it_anyway(cluster: None
     assert 2 <= result.seconds < 10
     with pytest.raises(ValueError, match="at least one runner"):
         evaluate([], [], "direct", inflight_per_runner=1, sample_seconds=1, deadline_seconds=1)
+
+
+def test_a_runner_that_comes_back_and_cannot_start_is_dead_too(cluster: None, tmp_path: Path) -> None:
+    alone = start(tmp_path, restarts=-1)
+    ray.get(alone.ping.remote(), timeout=60)
+    (tmp_path / "cannot start").touch()
+    result = evaluate([alone], questions(4, q0="kill"), "direct", inflight_per_runner=1, sample_seconds=30, deadline_seconds=300)
+    assert {entry.failure for entry in result.entries} == {"every rollout runner is dead"}
+    assert result.seconds < 120
+
+
+def test_questions_of_several_workflows_end_as_they_come_and_a_reader_that_stops_leaves_nothing_open(cluster: None, tmp_path: Path) -> None:
+    mixed = [Question(sample, workflow, "b") for sample in questions(5) for workflow in ("direct", "rag")]
+    landings = list(ask([start(tmp_path)], mixed, inflight_per_runner=3, sample_seconds=30, deadline_seconds=60))
+    ended = [one for landed in landings for one in landed]
+    assert sorted((one.number, one.question.sample.uid, one.question.workflow) for one in ended) == [
+        (number, question.sample.uid, question.workflow) for number, question in enumerate(mixed)
+    ]
+    for one in ended:
+        assert one.summary is not None and one.trajectory is not None
+        assert ray.get(one.trajectory) == (one.summary.uid, one.question.workflow)
+
+    endless = (Question(sample, "direct") for _ in count() for sample in questions(3))
+    stream = ask([start(tmp_path)], endless, inflight_per_runner=3, sample_seconds=30, deadline_seconds=60)
+    assert next(stream)
+    stream.close()

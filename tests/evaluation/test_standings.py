@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,34 @@ def test_runs_of_one_name_are_told_apart_and_one_run_counts_once(tmp_path: Path)
     one, other = (write_run(tmp_path / part / "eval", {("x", "rag"): answers(given_)}) for part, given_ in (("a", GOOD), ("b", BAD)))
     (block,) = standings(read_runs([one, other, one])).blocks.values()
     assert [line.run for line in block] == [str(one), str(other)]
+
+
+def test_pairs_grow_with_the_runs_and_not_with_their_square(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / f"r{n}", {("x", "rag"): answers(GOOD[n:] + BAD[:n]), ("x", "direct"): answers(BAD)}) for n in range(6)]
+    board = standings(read_runs(runs))
+    best = next(line.cells["x"].evaluated for line in board.blocks["rag"] if line.cells["x"].best)
+    assert best.run == "r0"
+    assert sum(pair.first is best or pair.second is best for pair in board.pairs) == 11
+    assert len(board.pairs) == 11 + 5 + 5  # with the best direct one, and rag with direct of each other run
+
+
+def test_who_does_not_search_stands_beside_any_search_stack(tmp_path: Path) -> None:
+    one = write_run(tmp_path / "a", {("x", "direct"): answers(BAD), ("x", "rag"): answers(GOOD)})
+    other = write_run(
+        tmp_path / "b", {("x", "rag"): answers(GOOD), ("x", "direct"): answers(BAD)}, overrides=["tools.text_search.kind=serper"]
+    )
+    board = standings(read_runs([one, other]))
+    reasons = {(line.run, line.workflow): line.cells["x"].reasons for block in board.blocks.values() for line in block}
+    assert not reasons["a", "rag"] and not reasons["a", "direct"] and not reasons["b", "direct"]
+    assert reasons["b", "rag"] == ["other search: tools.text_search.kind 'serpapi' and 'serper'"]
+
+
+def test_evaluations_while_training_are_no_models(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a", {("x", "rag"): answers(GOOD)})
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["rows"].append({**summary["rows"][0], "model": "at step 10", "step": 10})
+    (folder / "summary.json").write_text(json.dumps(summary))
+    assert [line.model for line in standings(read_runs([folder])).blocks["rag"]] == ["ours"]
 
 
 def test_nothing_at_all() -> None:

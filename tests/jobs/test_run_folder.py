@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.run_folder import RunFolder
+from jobs.run_folder import RunFolder, with_absolute_paths
 from mmsr_ray.config import Config, ConfigError, DataConfig, ModelConfig, RunConfig
 from mmsr_ray.observability.progress import Progress
 
@@ -45,3 +45,12 @@ def test_a_folder_belongs_to_one_config(tmp_path: Path) -> None:
     folder(tmp_path).stage("a", lambda: 1)
     with pytest.raises(ConfigError, match="another config"):
         folder(tmp_path, seed=1)
+
+
+def test_paths_mean_the_same_everywhere_and_names_stay_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = config(Path("runs"))
+    made.evaluation.benchmarks = ["fvqa_test", "own=mine", "runs/x.parquet", "s3://bucket/x.parquet"]
+    here = with_absolute_paths(made)
+    assert here.run.dir == f"{tmp_path}/runs" and here.data.benchmarks_dir == ""
+    assert here.evaluation.benchmarks == ["fvqa_test", f"own={tmp_path}/mine", f"{tmp_path}/runs/x.parquet", "s3://bucket/x.parquet"]

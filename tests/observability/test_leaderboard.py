@@ -53,7 +53,14 @@ def test_the_terminal(runs: list[Path]) -> None:
     out = io.StringIO()
     show(standings(read_runs(runs)), Console(file=out, width=120))
     text = out.getvalue()
-    for words in ("[bold]ours", "100.0 / 50.0*", "! odd, rag (odd) on fvqa_test: other judge", "points, p < 0.001", "fvqa_test"):
+    for words in (
+        "[bold]ours",
+        "100.0 / 50.0*",
+        "! odd, rag (odd) on fvqa_test: other judge",
+        "points, p < 0.001",
+        "tested differences are significant",
+        "fvqa_test",
+    ):
         assert words in text, text
 
 

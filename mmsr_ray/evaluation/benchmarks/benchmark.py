@@ -13,28 +13,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from mmsr_ray.config import DataConfig
-from mmsr_ray.data.reader import rank
-from mmsr_ray.data.schema import BadRow, BadRows, DataError, Fields, check_image
+from mmsr_ray.data.reader import IndexRow, rank
+from mmsr_ray.data.schema import BadRow, BadRows, DataError, check_image
+from mmsr_ray.data.tables import Pictures, Table
 from mmsr_ray.evaluation.benchmarks.layouts import Layout
-from mmsr_ray.evaluation.benchmarks.pictures import picture_bytes
-from mmsr_ray.evaluation.benchmarks.tables import Table
 from mmsr_ray.types import Sample
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """A row whose fields are good. Its picture is read when asked for."""
-
-    fields: Fields
-    table: Table
-    row: int
-    layout: Layout
-
-    def picture(self) -> bytes:
-        """Raises BadRow."""
-        return picture_bytes(self.table.picture(self.row, self.layout.picture), self.table.file, self.layout.folders)
 
 
 @dataclass
@@ -47,19 +32,18 @@ class Benchmark:
     size: int | None
     licence: str
     source: str
-    questions: list[Question]
+    rows: list[IndexRow]
     bad: BadRows
     left_out: Counter[str]
     config: DataConfig
-    _good: dict[str, bool] = field(
-        default_factory=dict, init=False, repr=False
-    )  # uid -> whether its picture is, as far as it was looked at
+    _pictures: Pictures = field(default_factory=Pictures, init=False, repr=False)
+    _good: dict[str, bool] = field(default_factory=dict, init=False, repr=False)  # by uid: pictures that were looked at
 
     def __post_init__(self) -> None:
         """Raises DataError for a wrong number of questions, or none."""
-        self._judge_size(len(self.questions))
+        self._judge_size(len(self.rows))
         what = f"; left out: {', '.join(f'{count} where {why}' for why, count in self.left_out.items())}" if self.left_out else ""
-        logger.info("%s: %d questions of %s (licence: %s)%s", self.name, len(self.questions), self.source, self.licence, what)
+        logger.info("%s: %d questions of %s (licence: %s)%s", self.name, len(self.rows), self.source, self.licence, what)
         self.bad.log(self.source)
 
     def samples(self, questions: int = 0, seed: int = 0) -> Iterator[Sample]:
@@ -68,38 +52,43 @@ class Benchmark:
         All pictures that will be asked about are decoded once before this returns. Of all questions a bad picture is missing
         from the size; in a choice it is replaced by the next. Raises DataError.
         """
+        chosen = self._choose(questions, seed) if questions else self.with_pictures()
+        return (question.fields.sample(self._load(question)) for question in chosen)
+
+    def with_pictures(self) -> list[IndexRow]:
+        """All rows whose picture can be decoded; each is looked at once in the life of this object. Raises DataError as `samples` does."""
         before = self.bad.total
-        chosen = self._choose(questions, seed)
+        good = [question for question in self.rows if self._has_picture(question)]
         if self.bad.total > before:
             self.bad.log(self.source)
-        if not questions:
-            self._judge_size(len(chosen))
-        return (question.fields.sample(question.picture()) for question in chosen)
+        self._judge_size(len(good))
+        return good
 
-    def _choose(self, count: int, seed: int) -> list[Question]:
-        if not count:
-            return [question for question in self.questions if self._has_picture(question)]
+    def _choose(self, count: int, seed: int) -> list[IndexRow]:
         chosen: set[str] = set()
-        for question in sorted(self.questions, key=lambda q: (rank(q.fields.uid, seed, 0), q.fields.uid)):
+        for question in sorted(self.rows, key=lambda q: (rank(q.fields.uid, seed, 0), q.fields.uid)):
             if len(chosen) == count:
                 break
             if self._has_picture(question):
                 chosen.add(question.fields.uid)
         if not chosen:
             raise self._useless()
-        return [question for question in self.questions if question.fields.uid in chosen]
+        return [question for question in self.rows if question.fields.uid in chosen]
 
-    def _has_picture(self, question: Question) -> bool:
+    def _has_picture(self, question: IndexRow) -> bool:
         uid = question.fields.uid
         if uid not in self._good:
             try:
-                check_image(question.picture(), self.config)
+                check_image(self._load(question), self.config)
             except BadRow as bad:
                 self.bad.add(bad.kind, uid)
                 self._good[uid] = False
             else:
                 self._good[uid] = True
         return self._good[uid]
+
+    def _load(self, row: IndexRow) -> bytes:
+        return self._pictures.load(row.file, row.row, row.column, row.folders)
 
     def _judge_size(self, count: int) -> None:
         if not count:
@@ -117,13 +106,13 @@ class Benchmark:
         return DataError(f"{self.name} has no usable question ({self.bad or left_out or 'no rows'}): look at {self.source}")
 
 
-def read_questions(
+def read_rows(
     tables: Sequence[tuple[Table, Layout]], config: DataConfig, source: str, bad: BadRows, left_out: Counter[str]
-) -> list[Question]:
+) -> list[IndexRow]:
     """Every row whose fields are good and that is meant; the others are counted in `bad` and `left_out`. `source` names a row's set
     where the row does not. A row without id is called after its file and its place.
     """
-    questions, seen = [], set()
+    rows, seen = [], set()
     stems = _stems([table.file for table, _ in tables])
     for (table, layout), stem in zip(tables, stems, strict=True):
         for number, (cells, has_picture) in enumerate(table.rows(layout.columns(table.columns), layout.picture)):
@@ -139,11 +128,11 @@ def read_questions(
                     raise BadRow("duplicate id")
                 if not has_picture:
                     raise BadRow("no image")
-                questions.append(Question(layout.fields(cells, uid, config, source), table, number, layout))
+                rows.append(IndexRow(layout.fields(cells, uid, config, source), table.file, number, layout.picture, layout.folders))
                 seen.add(uid)
             except BadRow as error:
                 bad.add(error.kind, uid)
-    return questions
+    return rows
 
 
 def _stems(files: Sequence[str]) -> list[str]:

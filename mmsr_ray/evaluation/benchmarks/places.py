@@ -13,8 +13,8 @@ import fsspec
 from huggingface_hub import snapshot_download
 
 from mmsr_ray.data.schema import DataError
+from mmsr_ray.data.tables import ENDINGS
 from mmsr_ray.evaluation.benchmarks.published import Published
-from mmsr_ray.evaluation.benchmarks.tables import ENDINGS
 
 
 def tables_at(path: str, main: str = "") -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Protocol
 
 import fsspec
@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmsr_ray.data.images import ImageStore
+from mmsr_ray.data.pictures import picture_bytes
 from mmsr_ray.data.schema import DataError
 
 JSON = (".jsonl", ".ndjson", ".json")
@@ -48,14 +49,27 @@ def open_table(file: str) -> Table:
         raise DataError(f"{file} cannot be read ({_first_line(error)}): write it again as parquet, JSONL or JSON") from error
 
 
+class Pictures:
+    """Pictures of rows by where they lie. Keeps files open; not shared between processes."""
+
+    def __init__(self) -> None:
+        self._tables: dict[str, Table] = {}
+
+    def load(self, file: str, row: int, column: str, folders: Sequence[str] = ()) -> bytes:
+        """Encoded bytes. Raises BadRow where there is no picture, DataError where the file is gone."""
+        if file not in self._tables:
+            self._tables[file] = open_table(file)
+        return picture_bytes(self._tables[file].picture(row, column), file, folders)
+
+
 class ParquetTable:
     def __init__(self, file: str) -> None:
         self.file = file
+        self._stores: dict[str, ImageStore] = {}
         with fsspec.open(file, "rb") as handle:
             parquet = pq.ParquetFile(handle)
             self.columns = tuple(parquet.schema_arrow.names)
             self._leaves = [parquet.schema.column(i).path for i in range(len(parquet.schema))]
-        self._stores: dict[str, ImageStore] = {}
 
     def rows(self, columns: Collection[str], picture: str) -> Iterator[tuple[dict[str, Any] | None, bool]]:
         leaf = self._small_leaf(picture)

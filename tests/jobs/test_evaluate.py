@@ -1,0 +1,127 @@
+"""The whole job on the tiny policy: killed in the middle and submitted again, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.evaluate_model import model_files
+from mmsr_ray.atlas.prepare import WebProcess, point_at, start_web
+from mmsr_ray.atlas.world import World
+from mmsr_ray.config import AtlasConfig, load, to_dict, to_yaml
+from mmsr_ray.data.schema import write_fvqa
+from mmsr_ray.evaluation.answers import FILE, Answers
+from mmsr_ray.evaluation.trajectories import read_trajectories
+
+pytestmark = pytest.mark.heavy
+ROOT = Path(__file__).parents[2]
+QUESTIONS = 24
+PATIENCE = 180.0
+
+
+@pytest.fixture
+def web() -> Iterator[WebProcess]:
+    started = start_web(AtlasConfig(latency_seconds=0.1))
+    yield started
+    started.stop()
+
+
+def asked(web: WebProcess) -> int:
+    """Image searches that reached the web: the fixed workflow makes one for each question."""
+    with urllib.request.urlopen(f"{web.base}/stats", timeout=10) as reply:
+        return json.load(reply).get("google_lens", 0)
+
+
+def write_config(folder: Path, model: Path, base: str) -> Path:
+    """Questions with a picture each of their own, so that no cache answers for another one."""
+    pictures = {sample.image: sample for sample in World(0).samples("test", 4 * QUESTIONS)}
+    write_fvqa(folder / "test.parquet", list(pictures.values())[:QUESTIONS])
+    config = load(
+        ROOT / "jobs" / "configs" / "evaluate_atlas.yaml",
+        [
+            "atlas.enabled=false",
+            f"run.dir={folder}",
+            f"model.path={model}",
+            f"data.train={folder}/test.parquet",
+            f"data.test={folder}/test.parquet",
+            "evaluation.workflows=[rag]",
+            "sft.enabled=false",
+            "rollout.max_num_seqs=2",
+        ],
+    )
+    file = folder / "config.yaml"
+    file.write_text(to_yaml(replace(config, tools=point_at(config.tools, base))))
+    return file
+
+
+def start(file: Path, *overrides: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "jobs/evaluate.py", "--config", str(file), *overrides]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def finish(job: subprocess.Popen[str]) -> str:
+    said, _ = job.communicate(timeout=PATIENCE)
+    assert job.returncode == 0, said[-4000:]
+    return said
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    """Of summary.json, without seconds."""
+    found = json.loads((folder / "summary.json").read_text())["rows"]
+    return [{key: value for key, value in row.items() if key != "per_question"} for row in found]
+
+
+def test_a_killed_evaluation_asks_nothing_twice_and_ends_as_if_it_had_not_been(tiny_model: Path, tmp_path: Path, web: WebProcess) -> None:
+    file = write_config(tmp_path, tiny_model, web.base)
+    killed = start(file, "run.name=killed")
+    deadline = time.monotonic() + PATIENCE
+    while asked(web) < QUESTIONS // 2 and time.monotonic() < deadline and killed.poll() is None:
+        time.sleep(0.05)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait(timeout=10)
+    time.sleep(1.0)  # requests that were under way have arrived
+    at_kill = asked(web)
+    folder = tmp_path / "killed"
+    config = load(file, ["run.name=killed"])
+    with Answers(folder / FILE, to_dict(config) | {"model_files": model_files(config.model.path)}) as answers:
+        kept = answers.answered("test", "rag")
+    assert 0 < len(kept) < QUESTIONS
+
+    whole = start(file, "run.name=whole", "rollout.max_num_seqs=8")  # both at a time: their starts are mostly waiting
+    said = finish(start(file, "run.name=killed", "agent.deadline_seconds=100"))  # less patience is the same evaluation
+    finish(whole)
+    assert asked(web) - at_kill == QUESTIONS - len(kept) + QUESTIONS
+    assert f"{len(kept)} answers are there already" in said
+    assert rows(folder) == rows(tmp_path / "whole")
+    assert rows(folder)[0]["questions"] == QUESTIONS and rows(folder)[0]["infra_errors"] == 0
+    episodes = [list(read_trajectories(run / "trajectories" / "test-rag.parquet")) for run in (folder, tmp_path / "whole")]
+    assert [(e.uid, e.answer, e.picture) for e in episodes[0]] == [(e.uid, e.answer, e.picture) for e in episodes[1]]
+    assert (folder / "report.html").is_file() and (folder / "browse" / "index.html").is_file() and (folder / "config.yaml").is_file()
+
+    refused = start(file, "run.name=killed", "agent.topk=1")
+    said, _ = refused.communicate(timeout=PATIENCE)
+    assert refused.returncode == 2 and "agent.topk was 2 and is 1" in said and "Traceback" not in said
+
+
+def test_a_model_without_a_chat_template_is_one_sentence(tiny_model: Path, tmp_path: Path, web: WebProcess) -> None:
+    bare = shutil.copytree(tiny_model, tmp_path / "bare")
+    (bare / "chat_template.jinja").unlink()
+    job = start(write_config(tmp_path, bare, web.base))
+    said, _ = job.communicate(timeout=PATIENCE)
+    assert job.returncode == 2
+    assert "has no chat template: copy chat_template.jinja from the model's hub page into it" in said and "Traceback" not in said
