@@ -118,7 +118,7 @@ class Building:
         def make(target: Path, made_from: Mapping[str, str]) -> None:
             secrets = secrets_of(c.test_sets, c.picture_bits, self.config.data)
             marks = fingerprints(source, c.workers)
-            write(target, distinct(read(source), marks, secrets, c.picture_bits, c.question_likeness), made_from)
+            write(target, distinct(lambda: read(source), marks, secrets, c.picture_bits, c.question_likeness), made_from)
 
         depends = self._settings("picture_bits", "question_likeness") | {"test_sets": [versions(path) for path in c.test_sets]}
         return self.files.stage("distinct", source, depends, make)

@@ -71,7 +71,7 @@ def _facts(world: World, entity: Entity) -> list[str]:
 def _written(question: Question, lapse: Lapse | None) -> dict[str, Any]:
     text, answer = question.text, question.answer
     if lapse is Lapse.TELL:
-        text = f"What is the {question.fact} of {question.entity.name}?"
+        text = f"What is the {question.fact} of this {question.entity.category}, {question.entity.name}?"
     if lapse is Lapse.INVENT:
         answer = "Nobody Knows"
     return {"question": text, "answer": answer, "aliases": []}

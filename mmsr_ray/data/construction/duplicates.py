@@ -6,8 +6,8 @@ test set, or that asks a test set's concept for the same answer. Time grows with
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import ceil
 
@@ -30,12 +30,15 @@ class Secrets:
 
 
 def distinct(
-    candidates: Iterable[Candidate], marks: Mapping[str, int], secrets: Secrets, bits: int, likeness: float
+    candidates: Callable[[], Iterable[Candidate]], marks: Mapping[str, int], secrets: Secrets, bits: int, likeness: float
 ) -> Iterator[Candidate]:
-    """All candidates in their order, the superfluous ones dropped. `marks`: key -> fingerprint; a kept one without has no picture."""
+    """All candidates in their order, the superfluous ones dropped. `marks`: key -> fingerprint; a kept one without has no picture.
+
+    `candidates()` starts reading them anew; they are read twice.
+    """
     pictures = Likenesses(bits)
-    questions = Questions(likeness)
-    for candidate in candidates:
+    questions = Questions(likeness, Counter(s for c in candidates() if c.kept for s in _shingles(c.question)))
+    for candidate in candidates():
         if not candidate.kept:
             yield candidate
         elif (mark := marks.get(candidate.key)) is None:
@@ -54,11 +57,12 @@ class Questions:
     """Questions by the picture that they are about.
 
     Two about like pictures are the same when their answers are equal, or when the Jaccard similarity of their word shingles is at
-    least `likeness`. Exact, by prefixes: of two sets that are so alike, the first elements in any fixed order have one in common.
+    least `likeness`. Exact, by prefixes: of two sets that are so alike, the first elements in any fixed order have one in common. In the
+    order of `frequencies`, rare ones first, few questions that are not alike meet there.
     """
 
-    def __init__(self, likeness: float) -> None:
-        self._likeness = likeness
+    def __init__(self, likeness: float, frequencies: Mapping[str, int]) -> None:
+        self._likeness, self._frequencies = likeness, frequencies
         self._answers: dict[tuple[int, str], str] = {}
         self._prefixes: dict[tuple[int, str], list[tuple[str, frozenset[str]]]] = {}
 
@@ -66,7 +70,9 @@ class Questions:
         """The key of a question added before that is the same; "" where there is none: then this one is added."""
         answer = (picture, normalise(candidate.answer))
         shingles = _shingles(candidate.question)
-        prefix = sorted(shingles, key=_order)[: len(shingles) - ceil(self._likeness * len(shingles)) + 1]
+        prefix = sorted(shingles, key=lambda s: (self._frequencies.get(s, 0), s))[
+            : len(shingles) - ceil(self._likeness * len(shingles)) + 1
+        ]
         found = self._answers.get(answer) or self._alike(picture, prefix, shingles)
         if found:
             return found
@@ -86,8 +92,3 @@ class Questions:
 def _shingles(question: str) -> frozenset[str]:
     words = normalise(question).split()
     return frozenset(" ".join(words[i : i + _SHINGLE]) for i in range(max(1, len(words) - _SHINGLE + 1)))
-
-
-def _order(shingle: str) -> bytes:
-    """A fixed order in which common openings ("what is the") are not all first."""
-    return hashlib.blake2b(shingle.encode(), digest_size=8).digest()
