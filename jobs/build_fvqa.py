@@ -20,7 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the jobs package, when this file is run as a script
 
-from jobs.atlas_stage import world
+from jobs.atlas_stage import check_labels, world
 from jobs.command import run_job
 from jobs.roll_out import settings_of
 from jobs.search_balance import label_stage, mixture_stage
@@ -179,6 +179,8 @@ class Building:
         """Write the set where the stages are all there and reviewed, and construction.json in any case."""
         config, questions = self.config, status_counts(last)["kept"]
         content = summary(self.files.results, questions, self.spent(), run=config.run.name, seed=config.run.seed, machine=machine())
+        if whole and config.atlas.enabled:
+            content |= check_labels(config, read(last))
         reviewed = self._reviewed(last) if whole and config.construction.review else last
         if whole and reviewed:
             stages = {result.name: {"kept": result.kept, **result.dropped} for result in self.files.results}
