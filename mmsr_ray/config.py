@@ -141,7 +141,8 @@ class ToolsConfig:
     reader: ProviderConfig = field(default_factory=lambda: ProviderConfig(kind="jina"))
     summariser: ProviderConfig = field(default_factory=lambda: ProviderConfig(kind="extractive"))
     judge: ProviderConfig = field(default_factory=lambda: ProviderConfig(kind="none"))  # of answers, for the reward: none | chat
-    model: ProviderConfig = field(default_factory=lambda: ProviderConfig(kind="none"))  # plays the policy in evaluations: none | chat
+    model: ProviderConfig = field(default_factory=lambda: ProviderConfig(kind="none"))  # plays the policy, or writes questions: none | chat
+    picture_finder: ProviderConfig = field(default_factory=lambda: ProviderConfig(kind="none"))  # pictures by words: jobs/build_fvqa.py
     s3: S3Config = field(default_factory=S3Config)
     cache: CacheConfig = field(default_factory=CacheConfig)
     tape: TapeConfig = field(default_factory=TapeConfig)
@@ -154,6 +155,8 @@ class ToolsConfig:
     page_chars: int = 30_000
     thumbnail_bytes: int = 2_000_000
     thumbnail_pixels: int = 262_144  # a larger thumbnail is scaled down to this
+    picture_bytes: int = 20_000_000  # of a picture found by words
+    picture_pixels: int = 903_168  # such a one is scaled down to this: 672 * 672 * 2
     private_hosts: list[str] = field(default_factory=list)  # names, addresses or networks (10.0.0.0/8) that pages and thumbnails may lie on
     proxies_from_env: bool = False  # HTTP_PROXY, HTTPS_PROXY and NO_PROXY for services, pages and thumbnails
 
@@ -352,7 +355,7 @@ def validate(c: Config) -> None:
         Reach.parse(c.tools.private_hosts)
     except ValueError as error:
         raise ConfigError(f"tools.private_hosts: {error}") from None
-    for name in ("image_search", "image_host", "text_search", "reader", "summariser", "judge", "model"):
+    for name in ("image_search", "image_host", "text_search", "reader", "summariser", "judge", "model", "picture_finder"):
         p: ProviderConfig = getattr(c.tools, name)
         _require(p.rate_per_second >= 0, f"tools.{name}.rate_per_second must be 0 (no limit) or more")
         _require(p.burst >= 1 and p.concurrency >= 1, f"tools.{name}: burst and concurrency must be at least 1")

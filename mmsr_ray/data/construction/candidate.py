@@ -128,7 +128,7 @@ def write(path: str | Path, candidates: Iterable[Candidate], made_from: Mapping[
     partial = path.with_name(path.name + ".partial")
     counts: Counter[str] = Counter()
     schema = SCHEMA.with_metadata({_MADE_FROM: json.dumps(dict(made_from or {}), sort_keys=True).encode()})
-    packed = {name: "none" if name == "image" else "zstd" for name in SCHEMA.names}  # pictures are compressed already
+    packed: Any = {name: "none" if name == "image" else "zstd" for name in SCHEMA.names}  # pictures are compressed already
     with pq.ParquetWriter(partial, schema, compression=packed) as writer:
         for chunk in _chunks(candidates):
             counts.update(candidate.status for candidate in chunk)
