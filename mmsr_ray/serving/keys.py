@@ -39,8 +39,9 @@ class Keys:
     """`entries`: NAME:SHA256 or NAME:SHA256:admin. Raises KeysError."""
 
     def __init__(self, entries: Iterable[str]) -> None:
+        self.entries = list(entries)
         self._callers: list[tuple[bytes, Caller]] = []
-        for number, entry in enumerate(entries, 1):
+        for number, entry in enumerate(self.entries, 1):
             found = _ENTRY.fullmatch(entry)
             if not found:
                 raise KeysError(f"API key {number} is not NAME:SHA256 or NAME:SHA256:admin: write the sha256sum of the key in hex")
@@ -52,12 +53,14 @@ class Keys:
         entries = environment.get(c.keys_env, "").split()
         if c.keys_file:
             try:
-                entries += [line for line in Path(c.keys_file).read_text().split() if line]
+                entries += [line for line in Path(c.keys_file).read_text().split()]
             except OSError as error:
                 raise KeysError(f"serving.keys_file={c.keys_file} cannot be read: {error.strerror}") from None
         keys = cls(entries)
         if not keys.needed and not is_loopback(c.host):
-            raise KeysError(f"serving.host={c.host} can be reached from elsewhere: set serving.keys_file or {c.keys_env}, or host=127.0.0.1")
+            raise KeysError(
+                f"serving.host={c.host} can be reached from elsewhere: set serving.keys_file or {c.keys_env}, or host=127.0.0.1"
+            )
         return keys
 
     @property
