@@ -1,5 +1,7 @@
 # make train      the whole default run on this machine: set-up, warm start, RL, evaluation, report
 # make evaluate   the trained model on the held-out questions; another one by ARGS="model.path=..."
+# make findings   the paper's five findings, in small, over three seeds (about an hour)
+# make fvqa       builds a search-balanced data set of Atlas, with the policy that make train trained
 # make test       what CI runs: lint, types, every test
 # make lint       lint and types only
 # make stop       stop a run that goes on in the background, and its local Ray
@@ -11,7 +13,7 @@ WORKERS ?= 2
 ARGS ?=
 VENV := .venv/bin
 
-.PHONY: setup train evaluate test lint format stop
+.PHONY: setup train evaluate findings fvqa test lint format stop
 
 setup:
 	@$(PYTHON) jobs/setup.py --extra $(EXTRA)
@@ -21,6 +23,12 @@ train: setup
 
 evaluate: setup
 	@$(VENV)/python jobs/submit.py -- python jobs/evaluate.py --config $(EVALUATION) run.dir=$(CURDIR)/runs $(ARGS)
+
+findings: setup
+	@$(VENV)/python jobs/submit.py -- python jobs/findings.py --config jobs/configs/findings.yaml run.dir=$(CURDIR)/runs $(ARGS)
+
+fvqa: setup
+	@$(VENV)/python jobs/submit.py -- python jobs/build_fvqa.py --config jobs/configs/build_atlas.yaml run.dir=$(CURDIR)/runs $(ARGS)
 
 test: lint
 	@OMP_NUM_THREADS=1 $(VENV)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)

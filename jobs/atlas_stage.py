@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,7 +21,9 @@ from mmsr_ray.agent.prompts import PromptSet
 from mmsr_ray.algorithms.demonstrations import items_of
 from mmsr_ray.atlas import oracle
 from mmsr_ray.atlas.prepare import cache_namespace, demonstrations, point_at, prepare, start_web, world_of, world_settings
+from mmsr_ray.atlas.truth import label_accuracy, true_need
 from mmsr_ray.config import Config
+from mmsr_ray.data.construction.candidate import Candidate
 from mmsr_ray.data.reader import read_samples
 from mmsr_ray.evaluation.trajectories import write_trajectories
 from mmsr_ray.learner.plan import Item
@@ -29,7 +31,7 @@ from mmsr_ray.rewards.score import score
 from mmsr_ray.rollout.engine import load_codec
 from mmsr_ray.rollout.scoring import AFTER_WARMUP
 from mmsr_ray.tools.taped import needs_live
-from mmsr_ray.types import Group, Outcome, Sample, Trajectory
+from mmsr_ray.types import Group, Need, Outcome, Sample, Trajectory
 
 NOWHERE = "http://atlas.invalid"  # of the tools of a replay: nobody may answer there, and nobody is asked
 
@@ -72,6 +74,19 @@ def make_demonstrations(config: Config) -> list[tuple[ObjectRef, list[Item]]]:
     for items, *groups in made:
         pairs += zip(groups, ray.get(items, timeout=config.learner.start_seconds), strict=True)
     return pairs
+
+
+def check_labels(config: Config, candidates: Iterable[Candidate]) -> dict[str, Any]:
+    """Labels of balancing against what Atlas knows: of all questions that got one, and of those in the set (`_in_set`)."""
+    here = world_of(config.atlas)
+    labelled: list[tuple[Need, Need]] = []
+    in_set: list[tuple[Need, Need]] = []
+    for candidate in candidates:
+        if candidate.need and (truth := true_need(here, candidate.concept, candidate.question)) is not None:
+            labelled.append((Need(candidate.need), truth))
+            if candidate.kept:
+                in_set.append(labelled[-1])
+    return label_accuracy(labelled) | {f"{name}_in_set": value for name, value in label_accuracy(in_set).items()}
 
 
 def write_taught(config: Config, path: Path) -> dict[str, int]:

@@ -43,6 +43,11 @@ def with_absolute_paths(config: Config) -> Config:
         tools=_absolute_tools(config.tools, absolute),
         sft=replace(config.sft, cache_dir=absolute(config.sft.cache_dir), demonstrations=absolute(config.sft.demonstrations)),
         atlas=replace(config.atlas, dir=absolute(config.atlas.dir)),
+        construction=replace(
+            config.construction,
+            **{name: absolute(getattr(config.construction, name)) for name in ("concepts", "concept_counts", "textual", "manual")},
+            test_sets=[absolute(path) for path in config.construction.test_sets],
+        ),
     )
 
 

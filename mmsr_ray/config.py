@@ -17,6 +17,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mmsr_ray.algorithms.settings import SFTConfig
 from mmsr_ray.algorithms.settings import complaint as sft_complaint
+from mmsr_ray.data.construction.settings import ConstructionConfig
+from mmsr_ray.data.construction.settings import complaint as construction_complaint
 from mmsr_ray.evaluation.settings import EvaluationConfig, FindingsConfig
 from mmsr_ray.evaluation.settings import complaint as evaluation_complaint
 from mmsr_ray.learner.colocation import complaint as colocation_complaint
@@ -139,7 +141,8 @@ class ToolsConfig:
     reader: ProviderConfig = field(default_factory=lambda: ProviderConfig(kind="jina"))
     summariser: ProviderConfig = field(default_factory=lambda: ProviderConfig(kind="extractive"))
     judge: ProviderConfig = field(default_factory=lambda: ProviderConfig(kind="none"))  # of answers, for the reward: none | chat
-    model: ProviderConfig = field(default_factory=lambda: ProviderConfig(kind="none"))  # plays the policy in evaluations: none | chat
+    model: ProviderConfig = field(default_factory=lambda: ProviderConfig(kind="none"))  # plays the policy, or writes questions: none | chat
+    picture_finder: ProviderConfig = field(default_factory=lambda: ProviderConfig(kind="none"))  # pictures by words: jobs/build_fvqa.py
     s3: S3Config = field(default_factory=S3Config)
     cache: CacheConfig = field(default_factory=CacheConfig)
     tape: TapeConfig = field(default_factory=TapeConfig)
@@ -152,6 +155,8 @@ class ToolsConfig:
     page_chars: int = 30_000
     thumbnail_bytes: int = 2_000_000
     thumbnail_pixels: int = 262_144  # a larger thumbnail is scaled down to this
+    picture_bytes: int = 20_000_000  # of a picture found by words
+    picture_pixels: int = 903_168  # such a one is scaled down to this: 672 * 672 * 2
     private_hosts: list[str] = field(default_factory=list)  # names, addresses or networks (10.0.0.0/8) that pages and thumbnails may lie on
     proxies_from_env: bool = False  # HTTP_PROXY, HTTPS_PROXY and NO_PROXY for services, pages and thumbnails
 
@@ -246,6 +251,7 @@ class Config:
     sft: SFTConfig = field(default_factory=SFTConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     findings: FindingsConfig = field(default_factory=FindingsConfig)
+    construction: ConstructionConfig = field(default_factory=ConstructionConfig)
     atlas: AtlasConfig = field(default_factory=AtlasConfig)
 
 
@@ -349,7 +355,7 @@ def validate(c: Config) -> None:
         Reach.parse(c.tools.private_hosts)
     except ValueError as error:
         raise ConfigError(f"tools.private_hosts: {error}") from None
-    for name in ("image_search", "image_host", "text_search", "reader", "summariser", "judge", "model"):
+    for name in ("image_search", "image_host", "text_search", "reader", "summariser", "judge", "model", "picture_finder"):
         p: ProviderConfig = getattr(c.tools, name)
         _require(p.rate_per_second >= 0, f"tools.{name}.rate_per_second must be 0 (no limit) or more")
         _require(p.burst >= 1 and p.concurrency >= 1, f"tools.{name}: burst and concurrency must be at least 1")
@@ -384,6 +390,8 @@ def validate(c: Config) -> None:
     _require(not said, said)
     _require(c.atlas.teacher in ("oracle", "worldly"), f"atlas.teacher={c.atlas.teacher!r}: choose oracle or worldly")
     said = loss_complaint(c.grpo.loss) or colocation_complaint(c.learner, c.rollout, c.grpo.staleness)
+    _require(not said, said)
+    said = construction_complaint(c.construction)
     _require(not said, said)
     said = evaluation_complaint(c.evaluation, judge=c.tools.judge.kind != "none")
     _require(not said, said)

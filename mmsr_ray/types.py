@@ -90,6 +90,8 @@ class ToolKind(StrEnum):
     TEXT = "text"
     JUDGE = "judge"  # of the reward, not of the agent
     MODEL = "model"  # a chat service that plays the agent
+    FINDER = "finder"  # pictures by words, where data sets are built
+    PAGE = "page"  # one page's text, there too
 
 
 class ToolFailure(StrEnum):
@@ -122,6 +124,15 @@ class ImageHit:
     title: str
     thumbnail: Picture
     url: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FoundPicture(ImageHit):
+    """A picture that was looked for by words: `thumbnail` is large, `url` the page that shows it. Licence and source as the service tells."""
+
+    picture_url: str = ""
+    source: str = ""
+    licence: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,3 +329,8 @@ class GroupSummary:
     epoch: int
     trajectories: tuple[TrajectorySummary, ...]
     metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def out_of_money(self) -> bool:
+        """A search of one of its rollouts was refused because the budget is spent."""
+        return "out_of_money" in self.metrics

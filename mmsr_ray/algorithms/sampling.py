@@ -191,7 +191,7 @@ class Sampler:
     def _judge(self, flight: _Flight, summary: GroupSummary) -> None:
         """Ready, lost for want of survivors, filtered, or put back for want of money."""
         entry, size = flight.entry, self._config.grpo.group_size
-        if "out_of_money" in summary.metrics:
+        if summary.out_of_money:
             self.out_of_money = True
             self._ledger.put_back(entry)
             return

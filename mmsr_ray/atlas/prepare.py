@@ -29,6 +29,7 @@ from mmsr_ray.tools.providers import services
 from mmsr_ray.types import Group
 
 log = logging.getLogger(__name__)
+CONCEPTS = "concepts.txt"  # beside the sets: names of entities that a training set may ask about
 UNBALANCED = "train_unbalanced.parquet"  # beside the other sets: training questions as they were collected
 PLACEHOLDER = "{atlas}"  # in a provider's URL: the base URL of the web
 _NOT_THE_WORLD = (
@@ -69,7 +70,7 @@ def world_of(atlas: AtlasConfig) -> world.World:
 
 
 def prepare(config: Config) -> None:
-    """Write the policy folder, both parquet files where `config.model.path` and `config.data` say, and UNBALANCED in atlas.dir.
+    """Write the policy folder, both parquet files where `config.model.path` and `config.data` say, UNBALANCED and CONCEPTS in atlas.dir.
 
     What is there and lies outside of atlas.dir is somebody's own and stays as it is.
     """
@@ -89,6 +90,7 @@ def prepare(config: Config) -> None:
     for file, samples in sets.items():
         if not file.is_file() or (fresh and _inside(file, config.atlas.dir)):
             write_fvqa(file, samples())
+    stamp.with_name(CONCEPTS).write_text("".join(f"{entity.name}\n" for entity in here.pool(world.Pool.KNOWN, world.Pool.TRAIN)))
     stamp.write_text(version)
     log.info("Atlas: %d entities, %d + %d questions", len(here.entities), config.atlas.train_questions, config.atlas.test_questions)
 

@@ -14,6 +14,7 @@ from mmsr_ray.atlas import looks
 from mmsr_ray.atlas.world import Entity, World, stable_seed
 
 _WORD = re.compile(r"[a-z]+")
+FIRST_OWN_VIEW = 100  # of the pictures that an image search finds: views below belong to the pages
 _STOP = frozenset("the a an of is it what this has in to and for name called".split())
 
 

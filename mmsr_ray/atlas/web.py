@@ -1,8 +1,10 @@
 """The Atlas web: one HTTP server with the shapes of the real services (spec §2.3).
 
-`/search.json` speaks SerpAPI (engines `google_lens` and `google`), `/wiki/*` and `/journal/*` are HTML pages,
+`/search.json` speaks SerpAPI (engines `google_lens`, `google` and `google_images`), `/wiki/*` and `/journal/*` are HTML pages,
 `/reader/<url>` answers as Jina Reader does, `/v1/chat/completions` as an OpenAI-compatible service (the models `atlas-oracle` and
-`atlas-worldly` play the policy as Atlas's teachers, every other name is a summariser), `/upload` is an image host. On request it is slow, fails, limits, returns garbage or never answers: `Faults`, changed while it runs by
+`atlas-worldly` play the policy as Atlas's teachers, every other name is an author of questions where a JSON schema is asked for, and else
+a summariser), `/upload` is an image host. On request it is slow, fails, limits, returns garbage or never answers: `Faults`, changed while
+it runs by
 PUT /faults.
 
     python -m mmsr_ray.atlas.web --seed 0 --port 0 --ready FILE
@@ -28,14 +30,15 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from mmsr_ray.atlas import chat, search
+from mmsr_ray.atlas import author, chat, search
 from mmsr_ray.atlas.latency import seconds_of
 from mmsr_ray.atlas.oracle import TEACHERS, Teacher
-from mmsr_ray.atlas.world import World
+from mmsr_ray.atlas.world import World, stable_seed
 
 log = logging.getLogger(__name__)
 MAX_UPLOAD = 20_000_000
 POLICY = "atlas-"  # models of this name and a teacher's
+_IMAGES = 8  # that an image search finds
 _TAG = re.compile(r"<[^>]+>")
 
 
@@ -50,6 +53,12 @@ class Faults:
     hang: float = 0.0  # never answered: the connection stays open until the client goes away
     latency_tail: float = 0.0  # above 0: `latency` is a median (atlas.latency)
     latency_max: float = 3.0
+    gone: float = 0.0  # share of pages that the reader finds gone, always the same ones
+    # of the author: how often it answers so instead of doing what it is asked
+    refuse: float = 0.0
+    ramble: float = 0.0  # prose instead of JSON
+    invent: float = 0.0  # an answer that is not in the page
+    tell: float = 0.0  # a question that says the name
 
 
 class AtlasWeb:
@@ -59,6 +68,7 @@ class AtlasWeb:
         self.requests: dict[str, int] = {}
         self.base = ""
         self._uploads: dict[str, bytes] = {}
+        self._answered: set[bytes] = set()
         self._rng = random.Random(seed)
 
     def application(self) -> web.Application:
@@ -84,7 +94,10 @@ class AtlasWeb:
         if request.path in ("/", "/health", "/faults", "/stats"):
             return await handler(request)
         service = request.query.get("engine") or request.path.split("/")[1]
-        self.requests[service] = self.requests.get(service, 0) + 1
+        self._count(service)
+        asked = hashlib.sha256(f"{request.method} {request.path_qs} ".encode() + await request.read()).digest()
+        if asked in self._answered:
+            self._count(f"{service} again")
         if self.faults.latency:
             await asyncio.sleep(await self._latency(request))
         draw = self._rng.random()
@@ -97,7 +110,12 @@ class AtlasWeb:
             if draw < share:
                 return await misbehave()
             draw -= share
-        return await handler(request)
+        response = await handler(request)
+        self._answered.add(asked)
+        return response
+
+    def _count(self, what: str) -> None:
+        self.requests[what] = self.requests.get(what, 0) + 1
 
     async def _latency(self, request: web.Request) -> float:
         if self.faults.latency_tail == 0:
@@ -117,6 +135,7 @@ class AtlasWeb:
         return web.json_response({"ok": True, "entities": len(self.world.entities), "seed": self.world.seed})
 
     async def stats(self, _: web.Request) -> web.Response:
+        """Requests by service, and under "<service> again" those that were answered before."""
         return web.json_response(self.requests)
 
     async def set_faults(self, request: web.Request) -> web.Response:
@@ -131,6 +150,8 @@ class AtlasWeb:
         engine = request.query.get("engine", "google")
         if engine == "google_lens":
             return await self._lens(request)
+        if engine == "google_images":
+            return self._images(request)
         if engine != "google":
             return web.json_response({"error": f"Unsupported `{engine}` search engine."}, status=400)
         found = search.google(self.world, request.query.get("q", ""))[: int(request.query.get("num", 10))]
@@ -155,6 +176,21 @@ class AtlasWeb:
             for i, m in enumerate(found, 1)
         ]  # fmt: skip
         return web.json_response({"search_metadata": {"status": "Success"}, "visual_matches": matches})
+
+    def _images(self, request: web.Request) -> web.Response:
+        """Pictures of what the query names, on its pages in turn; views that no other service shows."""
+        found = search.google(self.world, request.query.get("q", ""))
+        if not found:
+            nothing = "Google hasn't returned any results for this query."
+            return web.json_response({"search_metadata": {"status": "Success"}, "error": nothing})
+        results = []
+        for i in range(_IMAGES):
+            page = found[i % len(found)]
+            slug = page.link.rsplit("/", 1)[-1]
+            address = self._url(request, f"/pictures/{slug}/{search.FIRST_OWN_VIEW + i}.png")
+            row = {"position": i + 1, "thumbnail": address, "original": address, "title": page.title, "source": "Atlas"}
+            results.append(row | {"link": self._url(request, page.link), "license_details_url": self._url(request, "/licence")})
+        return web.json_response({"search_metadata": {"status": "Success"}, "images_results": results})
 
     def _local_picture(self, url: str) -> bytes | None:
         parts = urlsplit(url).path.strip("/").split("/")
@@ -196,29 +232,42 @@ class AtlasWeb:
         slug = url.path.rsplit("/", 1)[-1]
         entity = self.world.by_slug.get(slug)
         text = self.world.pages(entity).get(url.path) if entity else None
-        if entity is None or text is None:
+        gone = stable_seed("gone", url.path) < self.faults.gone * 2**32
+        if entity is None or text is None or gone:
             return web.json_response({"code": 404, "data": None, "message": "the page is gone"}, status=404)
         return web.json_response({"code": 200, "data": {"title": entity.name, "url": url.geturl(), "content": text}})
 
     async def chat(self, request: web.Request) -> web.Response:
-        """An OpenAI-shaped model that can do one thing: condense the page in the last message for the question at its end."""
-        asked: dict[str, Any] = {}
+        """An OpenAI-shaped model. One of POLICY plays the policy. Asked for a JSON schema it is an author (atlas.author); else it
+        condenses the page in the last message for the question at its end.
+        """
         try:
-            asked = await request.json()
+            asked: dict[str, Any] = await request.json()
             if str(asked["model"]).startswith(POLICY):
                 return self._policy(asked)
             content = asked["messages"][-1]["content"]
-        except (json.JSONDecodeError, KeyError, IndexError, TypeError):
-            return web.json_response(
-                {"error": {"message": "`model` or `messages` is missing", "type": "invalid_request_error"}}, status=400
-            )
+            form = asked.get("response_format", {}).get("json_schema")
+        except (json.JSONDecodeError, KeyError, IndexError, TypeError, AttributeError):
+            error = {"message": "`model` or `messages` is missing", "type": "invalid_request_error"}
+            return web.json_response({"error": error}, status=400)
+        if form:
+            lapse = self._lapse()
+            said = author.reply(self.world, asked["messages"], form["name"], form["schema"], lapse)
+            return _completion(said, len(json.dumps(asked["messages"])), refused=lapse is author.Lapse.REFUSE)
         text = content if isinstance(content, str) else " ".join(part.get("text", "") for part in content)
         page = max(text.split("\n\n"), key=len)  # whatever surrounds it, the page is the longest paragraph ...
         question = text.rpartition(":")[2]  # ... and the question comes last
         answer = search.summarise(_TAG.sub(" ", page.removeprefix("The page:")).strip(), question)
-        message = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": answer}}
-        usage = {"prompt_tokens": len(text) // 4, "completion_tokens": len(answer) // 4, "total_tokens": (len(text) + len(answer)) // 4}
-        return web.json_response({"id": "atlas", "object": "chat.completion", "model": "atlas", "choices": [message], "usage": usage})
+        return _completion(answer, len(text))
+
+    def _lapse(self) -> author.Lapse | None:
+        draw = self._rng.random()
+        for lapse in author.Lapse:
+            share = getattr(self.faults, lapse.value)
+            if draw < share:
+                return lapse
+            draw -= share
+        return None
 
     def _policy(self, asked: dict[str, Any]) -> web.Response:
         name, messages = asked["model"].removeprefix(POLICY), asked["messages"]
@@ -241,6 +290,14 @@ class AtlasWeb:
     @staticmethod
     def _url(request: web.Request, path: str) -> str:
         return f"{request.scheme}://{request.host}{path}"
+
+
+def _completion(answer: str, prompt_chars: int, *, refused: bool = False) -> web.Response:
+    message = {"role": "assistant", "content": None, "refusal": answer} if refused else {"role": "assistant", "content": answer}
+    choice = {"index": 0, "finish_reason": "stop", "message": message}
+    given, made = prompt_chars // 4, len(answer) // 4
+    usage = {"prompt_tokens": given, "completion_tokens": made, "total_tokens": given + made}
+    return web.json_response({"id": "atlas", "object": "chat.completion", "model": "atlas", "choices": [choice], "usage": usage})
 
 
 async def _fail() -> web.Response:

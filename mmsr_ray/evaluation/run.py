@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -45,9 +45,18 @@ class Ended:
 
     number: int
     question: Question
-    summary: TrajectorySummary | None = None
+    summary: Any = None  # TrajectorySummary, or what the call gives in its place
     trajectory: ObjectRef | None = None
     failure: str = ""
+
+
+Call = Callable[[ActorHandle, Question], list[ObjectRef]]
+"""How a runner is asked: two references, to a summary that says whether it is `out_of_money`, and to what it sums up."""
+
+
+def greedily(runner: ActorHandle, question: Question) -> list[ObjectRef]:
+    """The `Call` of evaluations."""
+    return cast(list[ObjectRef], runner.evaluate_sample.options(num_returns=2).remote(question.sample, question.workflow))
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +164,9 @@ def ask(
     sample_seconds: float,
     deadline_seconds: float,
     attempts: int = 3,
+    call: Call = greedily,
 ) -> Generator[list[Ended], None, None]:
-    """Ask every question once over `runners` (SearchEnvRunner actors, or others with their `ping` and `evaluate_sample`).
+    """Ask every question once over `runners` (SearchEnvRunner actors, or others with their `ping` and what `call` calls).
 
     Yields, again and again, the questions that ended since the last time, in any order. What the caller does with them holds
     up the next look, not the runners. `questions` may be a generator: at most `inflight_per_runner` per runner are in memory.
@@ -167,7 +177,7 @@ def ask(
     """
     if not runners:
         raise ValueError("an evaluation needs at least one runner")
-    run = _Run(RunnerPool(runners), inflight_per_runner, sample_seconds, attempts)
+    run = _Run(RunnerPool(runners), call, inflight_per_runner, sample_seconds, attempts)
     started = time.monotonic()
     source = iter(questions)
     try:
@@ -193,8 +203,9 @@ def ask(
 class _Run:
     """State of one evaluation: waiting jobs and flights."""
 
-    def __init__(self, pool: RunnerPool, inflight: int, sample_seconds: float, attempts: int) -> None:
+    def __init__(self, pool: RunnerPool, call: Call, inflight: int, sample_seconds: float, attempts: int) -> None:
         self.pool = pool
+        self._call = call
         self._inflight = inflight
         self._sample_seconds = sample_seconds
         self._attempts = attempts
@@ -231,8 +242,7 @@ class _Run:
                 return
             job = self._waiting.popleft()
             job.attempts += 1
-            asked, actor = job.question, self.pool[runner]
-            summary, trajectory = cast(list[ObjectRef], actor.evaluate_sample.options(num_returns=2).remote(asked.sample, asked.workflow))
+            summary, trajectory = self._call(self.pool[runner], job.question)
             self._flights[summary] = _Flight(job, runner, summary, trajectory)
             load[runner] += 1
 

@@ -162,17 +162,19 @@ class SearchEnvRunner(EnvRunner):
 
     # ------------------------------------------------------------------------------------------------ training
 
-    async def sample_group(self, ticket: Ticket, n: int, step: int) -> tuple[GroupSummary, Group]:
+    async def sample_group(self, ticket: Ticket, n: int, step: int, direct: int = 0) -> tuple[GroupSummary, Group]:
         """`n` scored rollouts of one prompt, fewer where infrastructure broke them. Call it with `num_returns=2`.
 
-        `step` counts training steps from 1. Below `rollout.min_survivors` the summary's metrics hold {"dropped": 1.0},
+        `step` counts training steps from 1. The first `direct` rollouts get no tools (training has none of those). Below `rollout.min_survivors` the summary's metrics hold {"dropped": 1.0},
         and {"out_of_money": 1.0} where a search was refused because the budget is spent.
         """
         await self.ready()
         began = time.monotonic()
         sample = await _fetch(ticket)
         tasks = [
-            asyncio.create_task(self._trajectory(sample, i, "on_demand", self._sampling(ticket, i), self._settings.reward, step))
+            asyncio.create_task(
+                self._trajectory(sample, i, "direct" if i < direct else "on_demand", self._sampling(ticket, i), self._settings.reward, step)
+            )
             for i in range(n)
         ]
         ended = await self._before_deadline(tasks, ticket.uid)

@@ -81,6 +81,12 @@ class ToolActor:
     async def complete(self, request: Request) -> ToolResult:
         return await self._tools.complete(request)
 
+    async def find_pictures(self, query: str, wanted: int) -> ToolResult:
+        return await self._tools.find_pictures(query, wanted)
+
+    async def read_page(self, url: str) -> ToolResult:
+        return await self._tools.read_page(url)
+
     async def problems(self) -> list[str]:
         return await self._tools.problems()
 
@@ -126,6 +132,14 @@ class RemoteTools:
     async def complete(self, request: Request) -> ToolResult:
         """The next turn of tools.model; satisfies `evaluation.endpoint.Model`."""
         return await self._call(ToolKind.MODEL, request.key, lambda actor: actor.complete.remote(request))
+
+    async def find_pictures(self, query: str, wanted: int) -> ToolResult:
+        """At most `wanted` pictures of the web for words, with their pages."""
+        return await self._call(ToolKind.FINDER, query, lambda actor: actor.find_pictures.remote(query, wanted))
+
+    async def read_page(self, url: str) -> ToolResult:
+        """A page: one text hit, its summary the whole text."""
+        return await self._call(ToolKind.PAGE, url, lambda actor: actor.read_page.remote(url))
 
     async def check(self) -> None:
         """Raises ToolsError naming every service that does not answer, and the remedy."""

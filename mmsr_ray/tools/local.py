@@ -54,6 +54,14 @@ class LocalTools:
         """The next turn of tools.model; satisfies `evaluation.endpoint.Model`."""
         return await self._tools.complete(request)
 
+    async def find_pictures(self, query: str, wanted: int) -> ToolResult:
+        """At most `wanted` pictures of the web for words, with their pages."""
+        return await self._tools.find_pictures(query, wanted)
+
+    async def read_page(self, url: str) -> ToolResult:
+        """A page: one text hit, its summary the whole text."""
+        return await self._tools.read_page(url)
+
     async def check(self) -> None:
         """Raises ToolsError naming every service that does not answer, and the remedy."""
         if found := await self._tools.problems():

@@ -36,6 +36,7 @@ LAYERS = {
     "summariser": "summary",
     "judge": "verdict",
     "model": "reply",
+    "picture_finder": "finds",
 }
 _LOOKUPS = ("hits", "negative_hits", "joined", "misses")
 AGENTS = (ToolKind.IMAGE, ToolKind.TEXT)  # tools of the agent; the judge is the reward's, the model plays the agent itself

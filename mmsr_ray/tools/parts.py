@@ -15,9 +15,10 @@ from mmsr_ray.tools.guard import Guard, Trace
 from mmsr_ray.tools.http import Http
 from mmsr_ray.tools.providers import Providers
 from mmsr_ray.tools.providers.base import Lead
-from mmsr_ray.types import ImageHit, TextHit, ToolFailure
+from mmsr_ray.types import ToolFailure
 
-H = TypeVar("H", ImageHit, TextHit)
+H = TypeVar("H")  # a hit
+L = TypeVar("L")  # what leads to it
 
 SPARES = 2  # leads kept per hit wanted
 
@@ -45,7 +46,7 @@ class Parts:
         return [Lead(*fields) for fields in json.loads(await self.cache.get(layer, key, produce, trace.deadline))]
 
 
-async def fill(leads: Sequence[Lead], wanted: int, fetch: Callable[[Lead], Awaitable[H]], trace: Trace) -> list[H]:
+async def fill(leads: Sequence[L], wanted: int, fetch: Callable[[L], Awaitable[H]], trace: Trace) -> list[H]:
     """Up to `wanted` hits in the order of `leads`, fetched together; a lead that fails is replaced by the next.
 
     No spare is begun before a lead has failed: each one read and summarised is paid for. At the deadline what is there is
@@ -53,7 +54,7 @@ async def fill(leads: Sequence[Lead], wanted: int, fetch: Callable[[Lead], Await
     is no hit: NO_RESULTS if all that failed was pages of their own making, else the infrastructure's failure.
     """
     loop, deadline = asyncio.get_running_loop(), trace.deadline
-    remaining: Iterator[tuple[int, Lead]] = iter(enumerate(leads))
+    remaining: Iterator[tuple[int, L]] = iter(enumerate(leads))
     hits: dict[int, H] = {}
     errors: list[ProviderError] = []
 

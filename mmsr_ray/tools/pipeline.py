@@ -1,6 +1,7 @@
 """The two tools of the agent, image search and text search (spec §2.2), the judge of its answers, and a chat service as the policy.
 
-Promise: `picture_search`, `text_search`, `judge` and `complete` never raise and end by `config.deadline_seconds`; a result has at least one
+Promise: `picture_search`, `text_search`, `judge` and `complete`, and `find_pictures` and `read_page`, which data sets are built
+with, never raise and end by `config.deadline_seconds`; a result has at least one
 hit or a typed failure. Each step goes cache -> single-flight -> concurrency -> rate limit -> breaker -> provider. A page
 or thumbnail that fails is replaced by the next one until `topk` are there or the list ends; at the deadline what is
 there is returned. One instance serves one event loop; no Ray in here.
@@ -19,6 +20,7 @@ from mmsr_ray.config import ProviderConfig, ToolsConfig
 from mmsr_ray.rewards.judge import Case
 from mmsr_ray.tools.cache import FlightCache
 from mmsr_ray.tools.errors import ProviderError, Redactor
+from mmsr_ray.tools.finder_tool import FinderTool
 from mmsr_ray.tools.guard import Guard, Trace
 from mmsr_ray.tools.http import open_http
 from mmsr_ray.tools.image_tool import ImageTool
@@ -68,6 +70,7 @@ class SearchTools:
         self._guards = {name: self._guard(name, section, quota, share) for name, section in limited_services(config).items()}
         parts = Parts(config, topk, self._http, self._providers, self._cache, self._guards)
         self._images, self._texts, self._judge, self._model = ImageTool(parts), TextTool(parts), JudgeTool(parts), ModelTool(parts)
+        self._finder = FinderTool(parts)
 
     def _guard(self, name: str, section: ProviderConfig, quota: Quota, share: int) -> Guard:
         many_hosts = name == THUMBNAILS or kind_of(name, section).many_hosts  # one dead host says nothing about the next
@@ -107,6 +110,14 @@ class SearchTools:
     async def complete(self, request: Request) -> ToolResult:
         """The next turn of a conversation: one text hit (`model_tool`)."""
         return await self._call(ToolKind.MODEL, request.key, lambda trace: self._model.complete(request, trace))
+
+    async def find_pictures(self, query: str, wanted: int) -> ToolResult:
+        """At most `wanted` pictures of the web for words, with their pages."""
+        return await self._call(ToolKind.FINDER, query, lambda trace: self._finder.find(query, wanted, trace))
+
+    async def read_page(self, url: str) -> ToolResult:
+        """A page: one text hit, its summary the whole text. A page that is gone or empty is NO_RESULTS."""
+        return await self._call(ToolKind.PAGE, url, lambda trace: self._texts.read(url, trace))
 
     async def _call(self, kind: ToolKind, query: str, work: Callable[[Trace], Awaitable[Sequence[Any]]]) -> ToolResult:
         """The boundary: whatever happens inside becomes a typed result."""

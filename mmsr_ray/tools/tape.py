@@ -29,7 +29,7 @@ from urllib.parse import urlsplit
 from mmsr_ray.config import ToolsConfig
 from mmsr_ray.tools.errors import ToolsError
 from mmsr_ray.tools.providers import services
-from mmsr_ray.types import ImageHit, Picture, TextHit, ToolFailure, ToolKind, ToolResult
+from mmsr_ray.types import FoundPicture, ImageHit, Picture, TextHit, ToolFailure, ToolKind, ToolResult
 
 FORMAT = 1
 HEADER = "tape.json"
@@ -156,13 +156,7 @@ class Tape:
 
     def _result(self, place: _Place) -> ToolResult:
         record = _parsed(self._line(place), place.file, place.offset)
-        image = record["kind"] == ToolKind.IMAGE
-        hits = tuple(
-            ImageHit(hit["title"], self._thumbnail(hit["thumbnail"]), hit["url"])
-            if image
-            else TextHit(hit["url"], hit["summary"], hit["title"])
-            for hit in record["hits"]
-        )
+        hits = tuple(self._hit(record["kind"], hit) for hit in record["hits"])
         return ToolResult(
             ToolKind(record["kind"]),
             record["query"],
@@ -174,6 +168,12 @@ class Tape:
             cost_usd=record["cost_usd"],
             partial=record["partial"],
         )
+
+    def _hit(self, kind: str, hit: Mapping[str, str]) -> ImageHit | TextHit:
+        if kind not in (ToolKind.IMAGE, ToolKind.FINDER):
+            return TextHit(hit["url"], hit["summary"], hit["title"])
+        shown = hit["title"], self._thumbnail(hit["thumbnail"]), hit["url"]
+        return ImageHit(*shown) if kind == ToolKind.IMAGE else FoundPicture(*shown, hit["picture_url"], hit["source"], hit["licence"])
 
     def _thumbnail(self, sha: str) -> Picture:
         place = self._thumbnails.get(sha)
@@ -197,11 +197,7 @@ class Tape:
         record: dict[str, Any] = {"key": call.key, "at": time.time(), "kind": call.kind, "query": call.query, "question": call.question}
         record |= {"topk": call.topk, "failure": result.failure, "detail": result.detail, "partial": result.partial}
         record |= {"seconds": round(result.seconds, 4), "attempts": result.attempts, "cost_usd": result.cost_usd}
-        record["hits"] = [
-            {"title": hit.title, "url": hit.url}
-            | ({"thumbnail": hit.thumbnail.sha} if isinstance(hit, ImageHit) else {"summary": hit.summary})
-            for hit in result.hits
-        ]
+        record["hits"] = [_recorded(hit) for hit in result.hits]
         name, descriptor = self._open_writer()
         data = "".join(line + "\n" for line in dict.fromkeys([*lines, json.dumps(record)])).encode()
         try:
@@ -230,6 +226,14 @@ def _parsed(line: bytes, name: str, offset: int) -> dict[str, Any]:
     except ValueError as error:
         raise TapeDamaged(f"{name} has no record at byte {offset}") from error
     return record
+
+
+def _recorded(hit: ImageHit | TextHit) -> dict[str, str]:
+    record = {"title": hit.title, "url": hit.url}
+    if isinstance(hit, TextHit):
+        return record | {"summary": hit.summary}
+    more = {"picture_url": hit.picture_url, "source": hit.source, "licence": hit.licence} if isinstance(hit, FoundPicture) else {}
+    return record | {"thumbnail": hit.thumbnail.sha} | more
 
 
 def _is_infra(failure: str | None) -> bool:

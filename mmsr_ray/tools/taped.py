@@ -46,6 +46,10 @@ class Searches(Protocol):
 
     async def complete(self, request: Request) -> ToolResult: ...
 
+    async def find_pictures(self, query: str, wanted: int) -> ToolResult: ...
+
+    async def read_page(self, url: str) -> ToolResult: ...
+
     async def problems(self) -> list[str]: ...
 
     def stats(self) -> dict[str, float]: ...
@@ -113,6 +117,16 @@ class Taped:
         ask = None if live is None else lambda: live.complete(request)
         return await self._call(Call(ToolKind.MODEL, request.key, "", self._topk), ask)
 
+    async def find_pictures(self, query: str, wanted: int) -> ToolResult:
+        live = self._live
+        ask = None if live is None else lambda: live.find_pictures(query, wanted)
+        return await self._call(Call(ToolKind.FINDER, query, "", wanted), ask)
+
+    async def read_page(self, url: str) -> ToolResult:
+        live = self._live
+        ask = None if live is None else lambda: live.read_page(url)
+        return await self._call(Call(ToolKind.PAGE, url, "", self._topk), ask)
+
     async def _call(self, call: Call, ask: Callable[[], Awaitable[ToolResult]] | None) -> ToolResult:
         """The boundary: a tape that cannot be read or written is a typed failure too."""
         loop = asyncio.get_running_loop()
@@ -146,8 +160,8 @@ class Taped:
         """Hits are foreign text and may hold anything, a key that was in a request's URL too."""
 
         def clean(hit: ImageHit | TextHit) -> ImageHit | TextHit:
-            cleaned = replace(hit, title=self._redact(hit.title), url=self._redact(hit.url))
-            return replace(cleaned, summary=self._redact(cleaned.summary)) if isinstance(cleaned, TextHit) else cleaned
+            texts = {name: self._redact(value) for name in type(hit).__slots__ if isinstance(value := getattr(hit, name), str)}
+            return replace(hit, **texts)
 
         hits = tuple(clean(hit) for hit in result.hits)
         return replace(result, hits=hits, detail=self._redact(result.detail))  # type: ignore[arg-type]  # still all of one kind

@@ -44,6 +44,11 @@ class TextTool:
         summary = await self._parts.cache.get("summary", key_of(summariser.identity, page.text, question), produce, trace.deadline)
         return TextHit(lead.url, summary.decode(), lead.title or page.title)
 
+    async def read(self, url: str, trace: Trace) -> list[TextHit]:
+        """One hit: a page with its whole text for a summary. Raises ProviderError."""
+        page = await self._page(url, trace)
+        return [TextHit(url, page.text, page.title)]
+
     async def _page(self, url: str, trace: Trace) -> Page:
         async def produce() -> bytes:
             page = await self._parts.guards["reader"].call(trace, lambda: self._parts.providers.reader.read(url))

@@ -90,12 +90,25 @@ class Web:
                 for i in range(self.matches)
             ]
             return web.json_response({"search_metadata": {"status": "Success"}, "visual_matches": hits})
+        if request.query["engine"] == "google_images":
+            return web.json_response(
+                {"search_metadata": {"status": "Success"}, "images_results": self._images("original", "license_details_url")}
+            )
         hits = [{"position": i + 1, "title": f"Result {i}", "link": f"{self.root}/wiki/{i}", "snippet": "s"} for i in range(self.results)]
         return web.json_response({"search_metadata": {"status": "Success"}, "organic_results": hits})
 
     async def _serper(self, request: web.Request) -> web.Response:
         self.queries.append({"key": request.headers.get("X-API-KEY", "")} | await request.json())
+        if request.match_info["what"] == "images":
+            return web.json_response({"searchParameters": {"q": "x"}, "images": self._images("imageUrl", "copyright")})
         return web.json_response({"organic": [{"title": "S", "link": f"{self.root}/wiki/0", "thumbnailUrl": f"{self.root}/thumb/0"}]})
+
+    def _images(self, picture: str, licence: str) -> list[dict[str, object]]:
+        rows: list[dict[str, object]] = [
+            {"title": f"<b>Image {i}</b>", picture: f"{self.root}/thumb/{i}", "link": f"{self.root}/wiki/{i}", "source": "Wiki"}
+            for i in range(self.matches)
+        ]
+        return [{"title": "no page", picture: f"{self.root}/thumb/9"}, *(row | {licence: f"{self.root}/licence"} for row in rows)]
 
     async def _searxng(self, request: web.Request) -> web.Response:
         return web.json_response({"results": [{"title": "X", "url": f"{self.root}/wiki/{i}"} for i in range(30)]})

@@ -23,6 +23,7 @@ from mmsr_ray.tools.providers.base import (
     JudgeProvider,
     Keys,
     ModelProvider,
+    PictureFinder,
     Provider,
     Reader,
     Summariser,
@@ -30,6 +31,7 @@ from mmsr_ray.tools.providers.base import (
     read_key,
 )
 from mmsr_ray.tools.providers.corpus import Bm25, CorpusReader
+from mmsr_ray.tools.providers.finders import NoFinder, SerpApiImages, SerperImages
 from mmsr_ray.tools.providers.fvqa_cache import FvqaCache
 from mmsr_ray.tools.providers.hosts import NoHost, UploadHost
 from mmsr_ray.tools.providers.image_index import ImageIndex
@@ -48,6 +50,7 @@ KINDS: dict[str, dict[str, type[Provider]]] = {
     "summariser": {"chat": ChatSummariser, "extractive": ExtractiveSummariser},
     "judge": {"chat": ChatJudge, "none": NoJudge},
     "model": {"chat": ChatModel, "none": NoModel},
+    "picture_finder": {"serpapi_images": SerpApiImages, "serper_images": SerperImages, "none": NoFinder},
 }
 
 SERVICES = tuple(KINDS)
@@ -66,6 +69,7 @@ def services(config: ToolsConfig) -> dict[str, ProviderConfig]:
         "summariser": config.summariser,
         "judge": config.judge,
         "model": config.model,
+        "picture_finder": config.picture_finder,
     }
     return {name: _with_defaults(KINDS[name].get(section.kind), section) for name, section in given.items()}
 
@@ -131,6 +135,7 @@ class Providers:
     summariser: Summariser
     judge: JudgeProvider
     model: ModelProvider
+    picture_finder: PictureFinder
 
 
 def make(name: str, config: ToolsConfig, http: Http, keys: Keys) -> Provider:
@@ -151,4 +156,5 @@ def build(config: ToolsConfig, http: Http, keys: Keys) -> Providers:
         cast(Summariser, made["summariser"]),
         cast(JudgeProvider, made["judge"]),
         cast(ModelProvider, made["model"]),
+        cast(PictureFinder, made["picture_finder"]),
     )

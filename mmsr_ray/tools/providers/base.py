@@ -20,6 +20,7 @@ from mmsr_ray.tools.http import Http, public, reachable
 from mmsr_ray.types import ToolFailure
 
 if TYPE_CHECKING:
+    from mmsr_ray.tools.providers.finders import Find
     from mmsr_ray.tools.providers.models import Request
 
 
@@ -135,6 +136,12 @@ class ModelProvider(Protocol):
     identity: str
 
     async def turn(self, request: Request) -> Summary: ...
+
+
+class PictureFinder(Protocol):
+    identity: str
+
+    async def find(self, query: str) -> list[Find]: ...
 
 
 class ImageHost(Protocol):

@@ -1,10 +1,10 @@
-"""Chat services that play the policy: a conversation in, the next turn out."""
+"""Chat services that play the policy, and that write for the building of data sets: a conversation in, the next turn out."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -23,10 +23,12 @@ class Request:
     max_tokens: int
     temperature: float = 0.0
     seed: int | None = None
+    response_format: Mapping[str, Any] | None = None  # OpenAI's, where the reply has to have a form
 
     @property
     def key(self) -> str:
-        return key_of(json.dumps(list(self.messages), sort_keys=True), str(self.max_tokens), str(self.temperature), str(self.seed))
+        asked = json.dumps([list(self.messages), self.response_format], sort_keys=True)
+        return key_of(asked, str(self.max_tokens), str(self.temperature), str(self.seed))
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +57,9 @@ class ChatModel(ChatService):
 
     async def turn(self, request: Request) -> Summary:
         """A packed `Said`. What the service's filter stops before the model sees it is refused too."""
+        form = {} if request.response_format is None else {"response_format": dict(request.response_format)}
         try:
-            answer = await self.ask(request.messages, max_tokens=request.max_tokens, temperature=request.temperature)
+            answer = await self.ask(request.messages, max_tokens=request.max_tokens, temperature=request.temperature, **form)
         except ProviderError as error:
             if error.status != 400 or not _FILTERED.search(error.detail):
                 raise

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 FEW_SEARCHES = 100  # a key with fewer is worth a warning before a run
 
 
-class _SerpApi(Provider):
+class SerpApi(Provider):
     default_url = "https://serpapi.com/search.json"
     default_key_env = "SERPAPI_API_KEY"
 
@@ -50,7 +50,7 @@ class _SerpApi(Provider):
         return answer
 
 
-class SerpApiLens(_SerpApi):
+class SerpApiLens(SerpApi):
     """`visual_matches[]` of engine google_lens."""
 
     wants_photo_url = True
@@ -61,7 +61,7 @@ class SerpApiLens(_SerpApi):
         return [_visual(m.get("title"), m.get("link"), m.get("thumbnail")) for m in matches]
 
 
-class SerpApiGoogle(_SerpApi):
+class SerpApiGoogle(SerpApi):
     """`organic_results[]` of engine google: about ten, the first page, one paid search. Google no longer heeds `num`."""
 
     async def search(self, query: str, limit: int) -> list[Lead]:
@@ -70,7 +70,7 @@ class SerpApiGoogle(_SerpApi):
         return _textual(((r.get("title"), r.get("link")) for r in found), limit)
 
 
-class _Serper(Provider):
+class Serper(Provider):
     default_url = "https://google.serper.dev"
     default_key_env = "SERPER_API_KEY"
 
@@ -91,7 +91,7 @@ class _Serper(Provider):
             raise _account(refusal, "Serper", self.config) from None
 
 
-class SerperLens(_Serper):
+class SerperLens(Serper):
     """POST /lens, `organic[]` with thumbnailUrl. `url` is the service's root (https://google.serper.dev)."""
 
     wants_photo_url = True
@@ -102,7 +102,7 @@ class SerperLens(_Serper):
         return [_visual(r.get("title"), r.get("link"), r.get("thumbnailUrl") or r.get("imageUrl")) for r in found]
 
 
-class SerperGoogle(_Serper):
+class SerperGoogle(Serper):
     """POST /search, `organic[]`, at most `num`."""
 
     async def search(self, query: str, limit: int) -> list[Lead]:
