@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -39,6 +40,7 @@ FOLLOWS_FROM = ("model", "agent", "reward", "rollout.temperature", "rollout.seed
 """Settings that rollouts follow from, beside the kinds of the services."""
 
 Candidates = Callable[[], Iterable[Candidate]]
+Asked = Generator[list[Ended], None, None]
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,9 @@ def roll_out(config: Config, candidates: Candidates, journal: Journal) -> Rolled
         with answering(config) as runners:
             logger.info("%d engines up for %d questions, %d rollouts each", len(runners), questions, balance.rollouts)
             for _ in range(balance.asks):
-                landings = _ask(config, runners, still_open(), began + balance.deadline_seconds - time.monotonic())
-                asked += _keep(landings, journal)
+                seconds = began + balance.deadline_seconds - time.monotonic()
+                with closing(_ask(config, runners, still_open(), seconds)) as landings:
+                    asked += _keep(landings, journal)
                 if next(still_open(), None) is None:
                     break
     undecided = sum(1 for _ in still_open())
@@ -99,7 +102,7 @@ def roll_out(config: Config, candidates: Candidates, journal: Journal) -> Rolled
     return RolledOut(questions, asked, undecided, time.monotonic() - began)
 
 
-def _ask(config: Config, runners: Sequence[ActorHandle], candidates: Iterable[Candidate], seconds: float) -> Iterator[list[Ended]]:
+def _ask(config: Config, runners: Sequence[ActorHandle], candidates: Iterable[Candidate], seconds: float) -> Asked:
     """Groups of rollouts as they end, in any order."""
     balance = config.construction.balance
 

@@ -17,7 +17,7 @@ from ray.exceptions import ActorDiedError, RayError, RayTaskError
 logger = logging.getLogger(__name__)
 
 REST_SECONDS = 2.0  # between a failure and the next ping: Ray may be restarting the actor
-DEATHS = 3  # pings in a row that must find the actor dead, or unable to start: one may only have met the end of its last life
+DEATHS = 3  # pings without an answer that must find the actor dead, or unable to start: one may only have met the end of its last life
 
 
 class RunnerPool:
@@ -66,12 +66,13 @@ class RunnerPool:
             ray.get(ping)
         except RayError as error:
             unable = isinstance(error, RayTaskError)
-            self._deaths[number] = self._deaths.get(number, 0) + 1 if unable or isinstance(error, ActorDiedError) else 0
+            if unable or isinstance(error, ActorDiedError):  # else it is being restarted
+                self._deaths[number] = self._deaths.get(number, 0) + 1
             if unable:
                 logger.error("rollout runner %d does not start: %s", number, error)
                 ray.kill(self._runners[number], no_restart=False)
             self._down[number] = time.monotonic() + REST_SECONDS
-            if self._deaths[number] >= DEATHS:
+            if self._deaths.get(number, 0) >= DEATHS:
                 logger.error("rollout runner %d is dead and will not be asked again", number)
         else:
             logger.info("rollout runner %d answers again", number)

@@ -104,7 +104,7 @@ class Web:
         return web.json_response({"organic": [{"title": "S", "link": f"{self.root}/wiki/0", "thumbnailUrl": f"{self.root}/thumb/0"}]})
 
     def _images(self, picture: str, licence: str) -> list[dict[str, object]]:
-        rows = [
+        rows: list[dict[str, object]] = [
             {"title": f"<b>Image {i}</b>", picture: f"{self.root}/thumb/{i}", "link": f"{self.root}/wiki/{i}", "source": "Wiki"}
             for i in range(self.matches)
         ]
