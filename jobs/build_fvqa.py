@@ -33,9 +33,9 @@ from mmsr_ray.data.construction.dataset import write_dataset
 from mmsr_ray.data.construction.duplicates import distinct
 from mmsr_ray.data.construction.flow import Step, fingerprints, flow
 from mmsr_ray.data.construction.illustration import illustrate
+from mmsr_ray.data.construction.leakage import secrets_of, versions
 from mmsr_ray.data.construction.settings import STAGES
 from mmsr_ray.data.construction.stage_files import StageFiles, file_hash, status_counts, summary
-from mmsr_ray.data.construction.test_sets import secrets_of, versions
 from mmsr_ray.data.schema import DataError
 from mmsr_ray.evaluation.summary import machine, write_json
 from mmsr_ray.observability.progress import Progress
@@ -226,6 +226,8 @@ def build(config: Config) -> Path:
         config = replace(config, tools=replace(config.tools, cache=cache))
     (folder / "config.yaml").write_text(to_yaml(config))
     progress = Progress()
+    if config.atlas.enabled and not _rolls_out(config):  # a policy is not asked for, and none is to be made up where a trained one belongs
+        config = replace(config, model=replace(config.model, path=str(Path(config.atlas.dir) / "policy")))
     with world(config) as here:
         tools = start_tools(here)
         try:
@@ -249,11 +251,14 @@ def _check(config: Config) -> None:
     for service, needed in (("picture_finder", c.concepts), ("model", c.concepts or c.textual)):
         if needed and getattr(config.tools, service).kind == "none":
             raise ConfigError(f"tools.{service}.kind is none: choose the service that builds the set (mmsr_ray/tools/README.md)")
-    to_roll_out = c.until not in STAGES[: STAGES.index("labelled")]
-    if config.atlas.enabled and to_roll_out and not Path(config.model.path).is_dir():
+    if config.atlas.enabled and _rolls_out(config) and not Path(config.model.path).is_dir():
         raise ConfigError(
             f"balancing needs a trained policy, and {config.model.path} is not there: run `make train` first, or set model.path"
         )
+
+
+def _rolls_out(config: Config) -> bool:
+    return config.construction.until not in STAGES[: STAGES.index("labelled")]
 
 
 if __name__ == "__main__":

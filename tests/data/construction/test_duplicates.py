@@ -14,7 +14,7 @@ from mmsr_ray.config import DataConfig
 from mmsr_ray.data.construction.candidate import Candidate, write
 from mmsr_ray.data.construction.duplicates import DUPLICATE, LEAKED_ANSWER, LEAKED_PICTURE, UNREADABLE, Secrets, distinct
 from mmsr_ray.data.construction.fingerprints import BITS, Likenesses, fingerprint
-from mmsr_ray.data.construction.test_sets import secrets_of
+from mmsr_ray.data.construction.leakage import secrets_of
 from mmsr_ray.data.schema import write_fvqa
 from mmsr_ray.types import Sample
 
