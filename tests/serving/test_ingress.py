@@ -1,0 +1,138 @@
+"""The ingress over HTTP, in this process: its real routes, guard and limits; behind it a scripted policy in place of Serve's handles."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from ray import serve
+
+from mmsr_ray.agent.conversation import Parts
+from mmsr_ray.agent.prompts import PromptSet
+from mmsr_ray.agent.tokens import Codec
+from mmsr_ray.config import AgentConfig, Config, to_dict
+from mmsr_ray.serving.answering import answer
+from mmsr_ray.serving.ingress import Ingress, api
+from mmsr_ray.serving.settings import ServingConfig
+from mmsr_ray.types import Sample, Sampling
+from tests.agent.scripted import Script, Web, png
+
+URL = "data:image/png;base64," + base64.b64encode(png(56, 56)).decode()
+BODY = {"question": "Who?", "image": URL}
+KEY = {"authorization": "Bearer one"}
+LOOK = "<reason>I look.</reason><search><img></search>"
+SAY = "<reason>I know.</reason><answer>Paris</answer>"
+MESSAGES: list[Any] = [{"role": "user", "content": [{"type": "text", "text": "Who?"}, {"type": "image_url", "image_url": {"url": URL}}]}]
+
+
+@pytest.fixture(scope="session")
+def codec(tiny_model: str) -> Codec:
+    return Codec.load(tiny_model, min_pixels=56 * 56, max_pixels=112 * 112, thumbnail_max_pixels=56 * 56)
+
+
+class Stream:
+    """What a streaming handle returns."""
+
+    def __init__(self, events: AsyncIterator[Any]) -> None:
+        self._events, self.cancelled = events, False
+
+    async def __anext__(self) -> Any:
+        return await anext(self._events)
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class Handle:
+    """A handle of the agent's deployment whose policy says the same two turns to everybody."""
+
+    def __init__(self, codec: Codec, delay: float = 0.0) -> None:
+        self._codec, self._delay, self.streams = codec, delay, list[Stream]()
+        self.run = SimpleNamespace(remote=self._run)
+
+    def options(self, *, stream: bool) -> Handle:
+        assert stream
+        return self
+
+    def _run(self, sample: Sample, workflow: str, sampling: Sampling) -> Stream:
+        parts = Parts(Web(), PromptSet.load("brief"), AgentConfig(max_turn_tokens=256), sampling)
+        self.streams.append(Stream(answer(sample, workflow, Script(self._codec, [LOOK, SAY], self._delay), self._codec, parts)))
+        return self.streams[-1]
+
+
+def client(monkeypatch: pytest.MonkeyPatch, handle: Handle, keys: bool = True, **settings: Any) -> httpx.AsyncClient:
+    config = Config(serving=ServingConfig(model_name="atlas", **settings))
+    config.model.path = config.data.train = config.data.test = "x"
+    entries = [f"ann:{hashlib.sha256(b'one').hexdigest()}"] if keys else []
+    cls: Any = Ingress.__mro__[1]  # without what Serve adds for its replicas
+    ingress = cls(to_dict(config), handle, None, entries)
+    monkeypatch.setattr(serve, "get_replica_context", lambda: SimpleNamespace(servable_object=ingress))
+    return httpx.AsyncClient(transport=httpx.ASGITransport(api, raise_app_exceptions=False), base_url="http://here", headers=KEY)
+
+
+def test_the_openai_client(monkeypatch: pytest.MonkeyPatch, codec: Codec) -> None:
+    async def ask() -> None:
+        async with client(monkeypatch, handle := Handle(codec)) as http:
+            service = openai.AsyncOpenAI(base_url="http://here/v1", api_key="one", http_client=http, max_retries=0)
+            assert [model.id async for model in service.models.list()] == ["atlas", "atlas:direct", "atlas:rag"]
+            whole = await service.chat.completions.create(model="atlas", messages=MESSAGES)
+            assert whole.choices[0].message.content == "Paris"
+            assert whole.choices[0].message.to_dict()["reasoning_content"].startswith("I look.\n[image search]\n")
+            stream: Any = await service.chat.completions.create(
+                model="atlas", messages=MESSAGES, stream=True, stream_options={"include_usage": True}
+            )
+            chunks = [chunk async for chunk in stream]
+            assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == "Paris"
+            assert chunks[-1].usage == whole.usage
+            assert all(stream.cancelled for stream in handle.streams)  # whatever still runs there ends
+
+    asyncio.run(ask())
+
+
+def test_who_may_not_ask_and_what(monkeypatch: pytest.MonkeyPatch, codec: Codec) -> None:
+    async def ask() -> None:
+        async with client(monkeypatch, Handle(codec), body_bytes=5_000) as http:
+            cases = [
+                ({"headers": {"authorization": "Bearer two"}}, 401, "invalid_api_key"),
+                ({"json": {"question": "Who?"}}, 400, "bad_request"),
+                ({"json": BODY | {"x": "x" * 5_000}}, 413, "request_too_large"),
+                ({"content": b"{}", "headers": {"content-type": "text/plain"}}, 400, "bad_request"),
+                ({"json": BODY | {"image": "data:image/png;base64,AAAA"}}, 400, "bad_input"),
+                ({"json": BODY | {"image": "http://127.0.0.1:9/x.png"}}, 400, "bad_input"),
+            ]
+            for request, status, code in cases:
+                reply = await http.post("/v1/agent", **({"json": BODY} if "content" not in request else {}) | request)
+                assert (reply.status_code, reply.json()["error"]["code"]) == (status, code), request
+            assert (await http.post("/admin/weights", json={"path": "/"})).status_code == 403
+            lost = await http.get("/nowhere")
+            assert (lost.status_code, lost.json()["error"]["type"]) == (404, "invalid_request_error")
+            assert "access-control-allow-origin" not in (await http.get("/healthz", headers={"origin": "http://x"})).headers
+
+    asyncio.run(ask())
+
+
+def test_more_than_may_be_asked_is_429(monkeypatch: pytest.MonkeyPatch, codec: Codec) -> None:
+    async def ask() -> None:
+        async with client(monkeypatch, Handle(codec, 0.2), max_requests=1, requests_per_minute=3) as http:
+            replies = await asyncio.gather(*(http.post("/v1/agent", json=BODY) for _ in range(3)))
+            assert sorted(reply.status_code for reply in replies) == [200, 429, 429]
+            assert all(reply.headers["retry-after"] for reply in replies if reply.status_code == 429)
+            assert (await http.post("/v1/agent", json=BODY)).json()["error"]["code"] == "rate_limit_exceeded"
+
+    asyncio.run(ask())
+
+
+def test_a_request_that_takes_too_long(monkeypatch: pytest.MonkeyPatch, codec: Codec) -> None:
+    async def ask() -> None:
+        async with client(monkeypatch, Handle(codec, 5.0), request_seconds=0.5) as http:
+            reply = await http.post("/v1/chat/completions", json={"model": "atlas", "messages": MESSAGES})
+            assert (reply.status_code, reply.json()["error"]["code"]) == (504, "timeout")
+
+    asyncio.run(ask())
