@@ -80,10 +80,10 @@ def service(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    web = start_web(AtlasConfig())
     settings = [f"run.dir={folder}", f"model.path={first}", "atlas.enabled=false", f"serving.port={port}", "agent.max_total_tokens=4096"]
-    settings += ["agent.max_turn_tokens=3000", "serving.request_seconds=150", "serving.shutdown_seconds=3"]
+    settings += ["agent.max_turn_tokens=3000", "serving.request_seconds=150", "serving.shutdown_seconds=3", "sft.enabled=false"]
     config = load(ROOT / "jobs/configs/serve_atlas.yaml", settings)
+    web = start_web(AtlasConfig())
     config.tools = point_at(config.tools, web.base)
     ray.init(address="local", num_cpus=8, include_dashboard=False, namespace=config.run.namespace, log_to_driver=False)
     try:
