@@ -61,6 +61,42 @@ async def broke(_: Request, error: Exception) -> JSONResponse:
     return JSONResponse(Refused("internal", "this request met an error of the service").as_json(), 500)
 
 
+def _stream(lines: AsyncIterator[str]) -> StreamingResponse:
+    return StreamingResponse(lines, media_type="text/event-stream", headers=_STREAM_HEADERS)
+
+
+async def _as_sent(first: Event, events: Events) -> AsyncIterator[str]:
+    """Events of /v1/agent."""
+    try:
+        yield sse(first.as_json())
+        async for event in events:
+            yield sse(event.as_json())
+    finally:
+        await events.aclose()
+
+
+async def _chunks(frame: Frame, asked: Asked, first: Event, events: Events) -> AsyncIterator[str]:
+    """Of a streamed completion. The service's failure is an error message in place of the rest."""
+    seen = [first]
+    try:
+        yield chunk(frame, {"role": "assistant", "content": ""})
+        async for event in events:
+            seen.append(event)
+            if added := delta(event):
+                yield chunk(frame, added)
+        yield chunk(frame, {}, finish_reason(seen))
+        if asked.include_usage:
+            for event in seen:
+                if isinstance(event, Finished):
+                    yield usage_chunk(frame, event)
+        yield DONE
+    except Refused as error:
+        yield sse(error.as_json())
+    finally:
+        await events.aclose()
+
+
+# Serve copies the routes and what they refer to right here: nothing that they call may be defined below.
 @serve.ingress(api)
 class Ingress:
     def __init__(self, settings: dict[str, Any], agent: DeploymentHandle, weights: DeploymentHandle, keys: list[str]) -> None:
@@ -194,38 +230,3 @@ class Ingress:
             if len(body) > self._c.body_bytes:
                 raise Refused("request_too_large", f"at most {self._c.body_bytes} bytes are accepted")
         return read_json(bytes(body))
-
-
-def _stream(lines: AsyncIterator[str]) -> StreamingResponse:
-    return StreamingResponse(lines, media_type="text/event-stream", headers=_STREAM_HEADERS)
-
-
-async def _as_sent(first: Event, events: Events) -> AsyncIterator[str]:
-    """Events of /v1/agent."""
-    try:
-        yield sse(first.as_json())
-        async for event in events:
-            yield sse(event.as_json())
-    finally:
-        await events.aclose()
-
-
-async def _chunks(frame: Frame, asked: Asked, first: Event, events: Events) -> AsyncIterator[str]:
-    """Of a streamed completion. The service's failure is an error message in place of the rest."""
-    seen = [first]
-    try:
-        yield chunk(frame, {"role": "assistant", "content": ""})
-        async for event in events:
-            seen.append(event)
-            if added := delta(event):
-                yield chunk(frame, added)
-        yield chunk(frame, {}, finish_reason(seen))
-        if asked.include_usage:
-            for event in seen:
-                if isinstance(event, Finished):
-                    yield usage_chunk(frame, event)
-        yield DONE
-    except Refused as error:
-        yield sse(error.as_json())
-    finally:
-        await events.aclose()
