@@ -31,6 +31,8 @@ from mmsr_ray.observability.trackers.settings import complaint as tracking_compl
 from mmsr_ray.rewards.settings import RewardConfig
 from mmsr_ray.rewards.settings import complaint as reward_complaint
 from mmsr_ray.rollout.update import complaint as update_complaint
+from mmsr_ray.serving.settings import ServingConfig
+from mmsr_ray.serving.settings import complaint as serving_complaint
 from mmsr_ray.tools.addresses import Reach
 from mmsr_ray.tools.cache_settings import CacheConfig
 from mmsr_ray.tools.cache_settings import complaint as cache_complaint
@@ -252,6 +254,7 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     findings: FindingsConfig = field(default_factory=FindingsConfig)
     construction: ConstructionConfig = field(default_factory=ConstructionConfig)
+    serving: ServingConfig = field(default_factory=ServingConfig)
     atlas: AtlasConfig = field(default_factory=AtlasConfig)
 
 
@@ -392,6 +395,8 @@ def validate(c: Config) -> None:
     said = loss_complaint(c.grpo.loss) or colocation_complaint(c.learner, c.rollout, c.grpo.staleness)
     _require(not said, said)
     said = construction_complaint(c.construction)
+    _require(not said, said)
+    said = serving_complaint(c.serving)
     _require(not said, said)
     said = evaluation_complaint(c.evaluation, judge=c.tools.judge.kind != "none")
     _require(not said, said)
