@@ -92,6 +92,11 @@ class VLLMEngine:
             raise EngineError("the engine was not started")
         return self._codec
 
+    @property
+    def requests(self) -> int:
+        """In the engine now, waiting ones included; 0 where it does not run."""
+        return 0 if self._llm is None else self._llm.output_processor.get_num_unfinished_requests()
+
     # ------------------------------------------------------------------------------------------------ life
 
     async def start(self) -> None:

@@ -1,0 +1,87 @@
+"""The application: five deployments, each scaled on its own, put together from one config.
+
+    serve run mmsr_ray.serving.app:build config=jobs/configs/mine.yaml model.path=/models/policy
+    make serve                                     (jobs/serve.py: Atlas with its web)
+
+Ingress (HTTP) -> Agent (episodes) -> Engine (tokens) and Searches (tool actors); Weights says what engines serve.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from ray import serve
+from ray.serve.config import AutoscalingConfig
+
+from mmsr_ray.agent.prompts import PromptSet
+from mmsr_ray.config import Config, ConfigError, load, to_dict
+from mmsr_ray.rollout.engine import load_codec
+from mmsr_ray.serving.agent import Agent
+from mmsr_ray.serving.engine import Engine
+from mmsr_ray.serving.ingress import Ingress
+from mmsr_ray.serving.keys import Keys
+from mmsr_ray.serving.searches import Searches
+from mmsr_ray.serving.settings import ScaleConfig
+from mmsr_ray.serving.weights import Weights
+
+MANY = 100_000  # calls of deployments that wait and do not compute
+SPARE = 64  # requests beyond serving.max_requests that are let in, to be told that there are too many
+
+
+def application(config: Config, keys: Keys) -> serve.Application:
+    """What `serve.run` takes. Raises CodecError and PromptError for a model or prompts that cannot be used."""
+    load_codec(config)
+    PromptSet.load(config.agent.prompts)
+    c, rollout, settings = config.serving, config.rollout, to_dict(config)
+    stop = {"graceful_shutdown_timeout_s": c.shutdown_seconds, "graceful_shutdown_wait_loop_s": 0.5}
+    idle = {"num_cpus": 0}
+    weights = serve.deployment(Weights, name="Weights", num_replicas=1, max_ongoing_requests=MANY, ray_actor_options=idle).bind(settings)
+    engine = serve.deployment(
+        Engine,
+        name="Engine",
+        ray_actor_options={"num_cpus": rollout.cpus_per_runner, "num_gpus": rollout.gpus_per_runner},
+        health_check_period_s=2.0,
+        **_scaled(c.engine),
+        **stop,
+    ).bind(settings, weights)
+    searches = serve.deployment(Searches, name="Searches", num_replicas=1, max_ongoing_requests=MANY, ray_actor_options=idle, **stop)
+    agent = serve.deployment(Agent, name="Agent", ray_actor_options=idle, **_scaled(c.agent), **stop)
+    ingress = serve.deployment(
+        Ingress,
+        name="Ingress",
+        num_replicas=c.ingress_replicas,
+        max_ongoing_requests=c.max_requests // c.ingress_replicas + SPARE,
+        ray_actor_options=idle,
+        **stop,
+    )
+    return ingress.bind(settings, agent.bind(settings, engine, searches.bind(settings)), weights, keys.entries)
+
+
+def _scaled(scale: ScaleConfig) -> dict[str, Any]:
+    autoscaling = AutoscalingConfig(
+        min_replicas=scale.min_replicas,
+        max_replicas=scale.max_replicas,
+        target_ongoing_requests=scale.target_ongoing_requests,
+        upscale_delay_s=scale.upscale_delay_seconds,
+        downscale_delay_s=scale.downscale_delay_seconds,
+    )
+    return {"autoscaling_config": autoscaling, "max_ongoing_requests": scale.max_ongoing_requests}
+
+
+def build(args: dict[str, str]) -> serve.Application:
+    """For `serve run` and Serve's YAML: `config` names a file, every other argument is a setting. Raises ConfigError.
+
+    Serve listens where its own options say, which may be anywhere: keys are needed unless serving.host says otherwise.
+    """
+    config = load(args.get("config"), [f"{key}={value}" for key, value in args.items() if key != "config"])
+    if config.atlas.enabled:
+        raise ConfigError("Atlas needs its web beside the service: use make serve, or set atlas.enabled=false")
+    return application(config, Keys.read(config.serving, os.environ))
+
+
+def start(config: Config, keys: Keys, *, name: str = "mmsr") -> None:
+    """Run the application on the Ray that this process is connected to; returns when questions are answered."""
+    c = config.serving
+    serve.start(http_options={"host": c.host, "port": c.port, "request_timeout_s": c.request_seconds + 30})
+    serve.run(application(config, keys), name=name, route_prefix="/")

@@ -1,0 +1,226 @@
+"""The deployment that speaks HTTP: who asks, what, within which limits; then the agent answers.
+
+Promise: every answer that is no answer is a typed error in OpenAI's shape, without a stack trace; nothing waits longer than
+serving.request_seconds; a client that goes away takes its episode with it. No cross-origin requests: a POST must be JSON by
+its content type, for which browsers ask first and are not let in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any
+
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from mmsr_ray.config import from_dict
+from mmsr_ray.serving.completions import DONE, Frame, chunk, completion, delta, finish_reason, sse, usage_chunk
+from mmsr_ray.serving.errors import Refused
+from mmsr_ray.serving.events import Event, Failed, Finished
+from mmsr_ray.serving.keys import Caller, Keys
+from mmsr_ray.serving.limits import Limits
+from mmsr_ray.serving.ports import called
+from mmsr_ray.serving.requests import Asked, model_names, read_agent, read_chat, read_json
+from mmsr_ray.tools.errors import ProviderError, Redactor
+from mmsr_ray.tools.http import open_http
+from mmsr_ray.types import Sample, Sampling
+
+logger = logging.getLogger(__name__)
+READY_SECONDS = 5.0
+ADMIN_SECONDS = 300.0
+_STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+Events = AsyncGenerator[Event, None]
+
+api = FastAPI(title="mmsr-ray", docs_url=None, redoc_url=None, openapi_url=None)
+
+
+@api.exception_handler(Refused)
+async def refused(_: Request, error: Refused) -> JSONResponse:
+    return JSONResponse(error.as_json(), error.status, headers=error.headers)
+
+
+@api.exception_handler(HTTPException)
+@api.exception_handler(404)
+@api.exception_handler(405)
+async def no_such_page(_: Request, error: HTTPException) -> JSONResponse:
+    return JSONResponse(Refused("bad_request", str(error.detail)).as_json(), error.status_code)
+
+
+@api.exception_handler(Exception)
+async def broke(_: Request, error: Exception) -> JSONResponse:
+    logger.error("a request broke", exc_info=error)
+    return JSONResponse(Refused("internal", "this request met an error of the service").as_json(), 500)
+
+
+@serve.ingress(api)
+class Ingress:
+    def __init__(self, settings: dict[str, Any], agent: DeploymentHandle, weights: DeploymentHandle, keys: list[str]) -> None:
+        """`keys`: entries of `Keys`, hashes alone."""
+        self._config = from_dict(settings)
+        self._c = self._config.serving
+        self._agent, self._weights = agent, weights
+        self._keys, self._limits = Keys(keys), Limits(self._c)
+        self._http = open_http(self._config.tools, Redactor())
+
+    # ------------------------------------------------------------------------------------------------ questions
+
+    @api.post("/v1/chat/completions")
+    async def chat(self, request: Request) -> Response:
+        caller = self._caller(request)
+        asked = read_chat(await self._json(request), self._c.model_name, self._config.data)
+        frame = Frame(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), asked.model)
+        first, events = await self._begun(asked, caller, frame.id)
+        if asked.stream:
+            return _stream(_chunks(frame, asked, first, events))
+        return JSONResponse(completion(frame, [first, *[event async for event in events]]))
+
+    @api.post("/v1/agent")
+    async def agent(self, request: Request) -> Response:
+        caller = self._caller(request)
+        asked = read_agent(await self._json(request), self._config.data)
+        first, events = await self._begun(asked, caller, f"ask-{uuid.uuid4().hex}")
+        return _stream(_as_sent(first, events))
+
+    async def _begun(self, asked: Asked, caller: Caller, uid: str) -> tuple[Event, Events]:
+        """The first event and the rest, once the question is accepted. Raises Refused."""
+        self._limits.take(caller.name)
+        events = self._events(asked, caller, uid)
+        first = await anext(events)
+        if isinstance(first, Failed):
+            await events.aclose()
+            raise Refused(first.code, first.message)
+        return first, events
+
+    async def _events(self, asked: Asked, caller: Caller, uid: str) -> Events:
+        """Of one request, within its deadline; what breaks becomes Failed. Raises Refused before the first event alone."""
+        deadline = time.monotonic() + self._c.request_seconds
+        with self._limits.inside():
+            sample = Sample(uid, asked.question, asked.image or await self._fetched(asked.image_url or ""), (), image_url=asked.image_url)
+            sampling = Sampling(asked.temperature, asked.max_tokens or self._config.agent.max_turn_tokens, asked.seed)
+            stream: Any = self._agent.options(stream=True).run.remote(sample, asked.workflow, sampling)
+            try:
+                while True:
+                    event = await asyncio.wait_for(anext(stream), deadline - time.monotonic())
+                    if isinstance(event, Finished):
+                        self._limits.charge(caller.name, event.cost_usd)
+                    yield event
+            except StopAsyncIteration:
+                return
+            except TimeoutError:
+                yield Failed("timeout", f"no answer within {self._c.request_seconds:g} s")
+            except (RayError, RayServeException) as error:
+                logger.warning("request %s lost its agent: %s", uid, type(error).__name__)
+                yield Failed("unavailable", "the service lost this request: try again")
+            finally:
+                stream.cancel()
+
+    async def _fetched(self, url: str) -> bytes:
+        """A picture that the client names, from the open web alone (tools/http.py). Raises Refused."""
+        try:
+            found = await self._http.fetch(
+                url, timeout=self._c.image_url_seconds, limit=self._config.data.max_image_bytes, types=("image/",)
+            )
+        except ProviderError as error:
+            logger.info("a client's picture: %s", error)
+            raise Refused("bad_input", "the picture's URL gives no picture: it must be public, and of a type image/*") from None
+        return found.body
+
+    # ------------------------------------------------------------------------------------------------ the rest
+
+    @api.get("/v1/models")
+    async def models(self, request: Request) -> dict[str, Any]:
+        self._caller(request)
+        names = model_names(self._c.model_name)
+        return {"object": "list", "data": [{"id": name, "object": "model", "created": 0, "owned_by": "mmsr-ray"} for name in names]}
+
+    @api.get("/healthz")
+    async def healthz(self) -> Response:
+        return PlainTextResponse("ok")
+
+    @api.get("/readyz")
+    async def readyz(self) -> Response:
+        """200 when a question would be answered."""
+        try:
+            await asyncio.wait_for(called(self._agent.ready.remote()), READY_SECONDS)
+        except (TimeoutError, RayError, RayServeException):
+            raise Refused("unavailable", "the engines or the searches do not answer", retry_after=self._c.retry_after_seconds) from None
+        return PlainTextResponse("ok")
+
+    @api.post("/admin/weights")
+    async def bring_in(self, request: Request) -> dict[str, Any]:
+        """{"path": a model folder on the service's nodes}: its weights are served, one engine first, then by all."""
+        self._admin(request)
+        path = (await self._json(request)).get("path")
+        if not isinstance(path, str) or not path:
+            raise Refused("bad_request", "path must be a folder")
+        try:
+            version = await asyncio.wait_for(called(self._weights.bring_in.remote(path)), ADMIN_SECONDS)
+        except TimeoutError:
+            raise Refused("timeout", f"the weights were not published within {ADMIN_SECONDS:g} s") from None
+        return {"weight_version": version}
+
+    @api.get("/admin/weights")
+    async def weights(self, request: Request) -> dict[str, Any]:
+        self._admin(request)
+        return await called(self._weights.state.remote())
+
+    def _admin(self, request: Request) -> None:
+        if not self._caller(request).admin:
+            raise Refused("forbidden", "this API key may not change the weights")
+
+    def _caller(self, request: Request) -> Caller:
+        return self._keys.caller(request.headers.get("authorization", ""))
+
+    async def _json(self, request: Request) -> dict[str, Any]:
+        """The body, of at most serving.body_bytes. Raises Refused."""
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+            raise Refused("bad_request", "the content type must be application/json")
+        body = bytearray()
+        async for part in request.stream():
+            body += part
+            if len(body) > self._c.body_bytes:
+                raise Refused("request_too_large", f"at most {self._c.body_bytes} bytes are accepted")
+        return read_json(bytes(body))
+
+
+def _stream(lines: AsyncIterator[str]) -> StreamingResponse:
+    return StreamingResponse(lines, media_type="text/event-stream", headers=_STREAM_HEADERS)
+
+
+async def _as_sent(first: Event, events: Events) -> AsyncIterator[str]:
+    """Events of /v1/agent."""
+    try:
+        yield sse(first.as_json())
+        async for event in events:
+            yield sse(event.as_json())
+    finally:
+        await events.aclose()
+
+
+async def _chunks(frame: Frame, asked: Asked, first: Event, events: Events) -> AsyncIterator[str]:
+    """Of a streamed completion. The service's failure is an error message in place of the rest."""
+    seen = [first]
+    try:
+        yield chunk(frame, {"role": "assistant", "content": ""})
+        async for event in events:
+            seen.append(event)
+            if added := delta(event):
+                yield chunk(frame, added)
+        yield chunk(frame, {}, finish_reason(seen))
+        if asked.include_usage:
+            for event in seen:
+                if isinstance(event, Finished):
+                    yield usage_chunk(frame, event)
+        yield DONE
+    except Refused as error:
+        yield sse(error.as_json())
+    finally:
+        await events.aclose()
