@@ -26,6 +26,7 @@ function say(words) {
 // ------------------------------------------------------------------------------------------------ pictures
 
 let picture = null; // data URL of the picture to ask about
+let taking = Promise.resolve(); // done when the picture chosen last is ready
 
 /** A file as a data URL that is worth sending: as it is where it is small, else scaled down. Throws what to tell the user. */
 async function prepared(file) {
@@ -58,18 +59,27 @@ function dataUrl(blob) {
   });
 }
 
-async function take(file) {
-  if (!file) return;
+function take(file) {
+  if (file) taking = taken(file);
+}
+
+async function taken(file) {
   try {
     picture = await prepared(file);
   } catch (error) {
     return complain(error.message);
   }
   complain("");
-  $("preview").src = picture;
-  $("preview").hidden = false;
+  $("preview").replaceChildren(shown(picture, "Your picture"));
   $("invite").hidden = true;
   say("Picture ready.");
+}
+
+/** A picture of a data URL; one of few pixels is not blurred when it is shown larger. */
+function shown(url, alt) {
+  const image = make("img", { src: url, alt });
+  image.addEventListener("load", () => image.classList.toggle("tiny", image.naturalWidth < 100));
+  return image;
 }
 
 async function small(url) {
@@ -97,8 +107,8 @@ class Column {
   }
 
   show(event) {
-    const shown = { reason: this.reason, search: this.search, results: this.results, answer: this.answer, failed: this.failed, finished: this.finished, stopped: this.stopped };
-    shown[event.event]?.call(this, event); // a kind of event that this page does not know is left out
+    const how = { reason: this.reason, search: this.search, results: this.results, answer: this.answer, failed: this.failed, finished: this.finished, stopped: this.stopped };
+    how[event.event]?.call(this, event); // a kind of event that this page does not know is left out
   }
 
   step(kind, what, ...children) {
@@ -140,7 +150,7 @@ class Column {
     const tokens = `${books.prompt_tokens} in, ${books.completion_tokens} out`;
     const weights = books.weight_version < 0 ? [] : [["weights", `version ${books.weight_version}`]];
     const rest = [["searches", books.searches], ["cost", dollars(books.cost_usd)], ["tokens", tokens], ...weights];
-    this.tell([["time", `${books.seconds.toFixed(1)} s`], ...rest]);
+    this.tell([["time", `${books.seconds.toFixed(books.seconds < 1 ? 2 : 1)} s`], ...rest]);
   }
 
   /** Not of the service: the user ended it. */
@@ -166,7 +176,7 @@ function foreign(tag, text, className = "") {
 /** One search result: a link where its address is http(s), a thumbnail where it is a data URL. */
 function hit({ title, url, thumbnail, summary }) {
   const parts = [];
-  if (PICTURE_URL.test(thumbnail ?? "")) parts.push(make("img", { src: thumbnail, alt: "" }));
+  if (PICTURE_URL.test(thumbnail ?? "")) parts.push(shown(thumbnail, ""));
   const address = webAddress(url);
   const name = foreign("bdi", title || address?.hostname || "untitled");
   parts.push(address ? make("a", { href: address.href, target: "_blank", rel: "noopener noreferrer nofollow" }, name) : name);
@@ -247,19 +257,29 @@ function again(header) {
 let going = null; // AbortController of the run in progress
 
 async function start() {
-  const question = $("question").value.trim();
   if (going) return;
-  if (!picture) return complain("Add a picture first.");
-  if (!question) return complain("Write a question first.");
-  complain("");
-  const mode = new FormData($("ask")).get("mode");
-  const run = { id: crypto.randomUUID?.() ?? String(Date.now()), at: Date.now(), question, picture: await small(picture), columns: MODES[mode].map((workflow) => ({ workflow, events: [] })) };
-  const columns = show(run);
   going = new AbortController();
   working(true);
-  await Promise.all(run.columns.map((kept, at) => follow(kept, columns[at], question, picture, going.signal)));
-  going = null;
-  working(false);
+  try {
+    await taking;
+    const question = $("question").value.trim();
+    if (!picture) complain("Add a picture first.");
+    else if (!question) complain("Write a question first.");
+    else await play(question, picture, MODES[new FormData($("ask")).get("mode")], going.signal);
+  } finally {
+    going = null;
+    working(false);
+  }
+}
+
+/** Ask by some workflows at once, show what they do, keep it. */
+async function play(question, image, workflows, signal) {
+  complain("");
+  const columns = workflows.map((workflow) => ({ workflow, events: [] }));
+  const run = { id: Date.now() + Math.random(), at: Date.now(), question, picture: await small(image), columns };
+  const views = show(run);
+  $("run").scrollIntoView({ block: "nearest" });
+  await Promise.all(columns.map((kept, at) => follow(kept, views[at], question, image, signal)));
   await keep(run);
 }
 
@@ -286,7 +306,7 @@ async function follow(kept, column, question, image, signal) {
 function show(run) {
   const columns = run.columns.map(({ workflow }) => new Column(workflow));
   run.columns.forEach(({ events }, at) => events.forEach((event) => columns[at].show(event)));
-  const asked = make("div", { className: "asked" }, make("img", { src: run.picture, alt: "Picture of this run" }), foreign("h2", run.question));
+  const asked = make("div", { className: "asked" }, shown(run.picture, "Picture of this run"), foreign("h2", run.question));
   const row = make("div", { className: columns.length === 1 ? "columns alone" : "columns" }, ...columns.map((column) => column.element));
   $("run").replaceChildren(asked, row);
   $("run").hidden = false;
@@ -296,7 +316,6 @@ function show(run) {
 function working(now) {
   $("send").disabled = now;
   $("stop").hidden = !now;
-  if (now) $("run").scrollIntoView({ block: "nearest" });
 }
 
 function complain(words) {
@@ -351,7 +370,7 @@ async function list() {
 function entry(run) {
   const when = new Date(run.at).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
   const words = make("span", {}, foreign("span", run.question), make("span", { className: "faint" }, run.columns.length > 1 ? `${when}, compared` : when));
-  const open = make("button", { type: "button", className: "open", onclick: () => reopen(run) }, make("img", { src: run.picture, alt: "" }), words);
+  const open = make("button", { type: "button", className: "open", onclick: () => reopen(run) }, shown(run.picture, ""), words);
   const remove = make("button", { type: "button", className: "plain", onclick: () => forget((runs) => runs.delete(run.id)) }, "Delete");
   remove.setAttribute("aria-label", `Delete the run: ${run.question}`);
   return make("li", {}, open, remove);
@@ -375,6 +394,7 @@ async function forget(work) {
 
 $("file").addEventListener("change", () => take($("file").files[0]));
 $("ask").addEventListener("submit", (event) => (event.preventDefault(), start()));
+$("access").addEventListener("submit", (event) => (event.preventDefault(), ($("access").open = false)));
 $("stop").addEventListener("click", () => going?.abort());
 $("forget").addEventListener("click", () => confirm("Delete all earlier runs?") && forget((runs) => runs.clear()));
 $("key").value = sessionStorage.getItem("mmsr-key") ?? "";
