@@ -2,18 +2,20 @@
 # make evaluate   the trained model on the held-out questions; another one by ARGS="model.path=..."
 # make findings   the paper's five findings, in small, over three seeds (about an hour)
 # make fvqa       builds a search-balanced data set of Atlas, with the policy that make train trained
+# make serve      answers over HTTP on 127.0.0.1:8000 with the trained model; make stop ends it
 # make test       what CI runs: lint, types, every test
 # make lint       lint and types only
 # make stop       stop a run that goes on in the background, and its local Ray
 PYTHON ?= python3
 EXTRA ?= cpu
 CONFIG ?= jobs/configs/atlas.yaml
+SERVING ?= jobs/configs/serve_atlas.yaml
 EVALUATION ?= jobs/configs/evaluate_atlas.yaml
 WORKERS ?= 2
 ARGS ?=
 VENV := .venv/bin
 
-.PHONY: setup train evaluate findings fvqa test lint format stop
+.PHONY: setup train evaluate findings fvqa serve test lint format stop
 
 setup:
 	@$(PYTHON) jobs/setup.py --extra $(EXTRA)
@@ -29,6 +31,9 @@ findings: setup
 
 fvqa: setup
 	@$(VENV)/python jobs/submit.py -- python jobs/build_fvqa.py --config jobs/configs/build_atlas.yaml run.dir=$(CURDIR)/runs $(ARGS)
+
+serve: setup
+	@$(VENV)/python jobs/submit.py -- python jobs/serve.py --config $(SERVING) run.dir=$(CURDIR)/runs $(ARGS)
 
 test: lint
 	@OMP_NUM_THREADS=1 $(VENV)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)

@@ -25,6 +25,7 @@ from mmsr_ray.evaluation.answers import AnswersError
 from mmsr_ray.learner.durable import NotWritten
 from mmsr_ray.observability.report import FILE as REPORT
 from mmsr_ray.observability.trackers.port import TrackerError
+from mmsr_ray.serving.keys import KeysError
 from mmsr_ray.tools.errors import BudgetSpent, ToolsError
 
 TO_MEND = 2
@@ -42,6 +43,7 @@ USERS_TO_MEND = (
     AnswersError,
     SFTError,
     TrackerError,
+    KeysError,
 )
 
 

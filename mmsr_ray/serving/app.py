@@ -34,8 +34,8 @@ def application(config: Config, keys: Keys) -> serve.Application:
     load_codec(config)
     PromptSet.load(config.agent.prompts)
     c, rollout, settings = config.serving, config.rollout, to_dict(config)
-    stop = {"graceful_shutdown_timeout_s": c.shutdown_seconds, "graceful_shutdown_wait_loop_s": 0.5}
-    idle = {"num_cpus": 0}
+    stop: dict[str, Any] = {"graceful_shutdown_timeout_s": c.shutdown_seconds, "graceful_shutdown_wait_loop_s": 0.5}
+    idle: dict[str, Any] = {"num_cpus": 0}
     weights = serve.deployment(Weights, name="Weights", num_replicas=1, max_ongoing_requests=MANY, ray_actor_options=idle).bind(settings)
     engine = serve.deployment(
         Engine,

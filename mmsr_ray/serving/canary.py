@@ -45,6 +45,12 @@ class Canary:
             self.proven = version
         return self.target
 
+    def forget(self, engine: str) -> None:
+        """An engine that ended. As the canary it takes the new weights with it."""
+        self.served.pop(engine, None)
+        if engine == self.canary:
+            self.target = self.proven
+
     def _look(self) -> None:
         if self.target != self.proven and self._clock() - self._heard > self._patience:
             self.target = self.proven

@@ -30,6 +30,9 @@ class Refused(Exception):
         super().__init__(message)
         self.code, self.message, self.retry_after = code, message, retry_after
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_again, (self.code, self.message, self.retry_after))
+
     @property
     def status(self) -> int:
         return ERRORS[self.code][0]
@@ -41,3 +44,7 @@ class Refused(Exception):
     def as_json(self) -> dict[str, Any]:
         """OpenAI's shape: {"error": {"message", "type", "param", "code"}}."""
         return {"error": {"message": self.message, "type": ERRORS[self.code][1], "param": None, "code": self.code}}
+
+
+def _again(code: str, message: str, retry_after: int) -> Refused:
+    return Refused(code, message, retry_after=retry_after)

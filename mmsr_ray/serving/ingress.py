@@ -17,7 +17,7 @@ from typing import Any
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from ray import serve
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
@@ -163,6 +163,10 @@ class Ingress:
             raise Refused("bad_request", "path must be a folder")
         try:
             version = await asyncio.wait_for(called(self._weights.bring_in.remote(path)), ADMIN_SECONDS)
+        except RayTaskError as error:
+            if isinstance(error.cause, Refused):
+                raise error.cause from None
+            raise
         except TimeoutError:
             raise Refused("timeout", f"the weights were not published within {ADMIN_SECONDS:g} s") from None
         return {"weight_version": version}

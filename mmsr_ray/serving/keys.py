@@ -53,7 +53,7 @@ class Keys:
         entries = environment.get(c.keys_env, "").split()
         if c.keys_file:
             try:
-                entries += [line for line in Path(c.keys_file).read_text().split()]
+                entries += Path(c.keys_file).read_text().split()
             except OSError as error:
                 raise KeysError(f"serving.keys_file={c.keys_file} cannot be read: {error.strerror}") from None
         keys = cls(entries)

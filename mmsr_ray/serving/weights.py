@@ -90,7 +90,7 @@ class Weights:
 
     async def _watch(self, folder: Path) -> None:
         """Bring in what appears in `folder`, once it has stayed the same for one look."""
-        served = _mark(folder) if folder.resolve() == Path(self._config.model.path).resolve() else ()
+        served = _mark(folder) if str(folder) == self._config.model.path else ()
         last = served
         while True:
             await asyncio.sleep(self._config.serving.watch_seconds)
