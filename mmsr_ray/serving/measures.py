@@ -10,7 +10,6 @@ import time
 from collections import Counter as Counts
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from ray.util.metrics import Counter, Histogram
 
@@ -37,10 +36,7 @@ class Account:
     searches: Counts[tuple[ToolKind, str]] = field(default_factory=Counts)  # by kind and "ok" or the failure
 
 
-class Take(Protocol):
-    """Where accounts go."""
-
-    def __call__(self, account: Account) -> None: ...
+Take = Callable[[Account], None]  # where accounts go
 
 
 class Meter:

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from opentelemetry.trace import Tracer
 
+from mmsr_ray.serving.errors import Refused
 from mmsr_ray.serving.events import Event
 from mmsr_ray.serving.measures import Meter, Take
 from mmsr_ray.serving.tracing import Spans, parent_of
@@ -58,11 +59,14 @@ class Observers:
 
 
 async def observed(events: AsyncGenerator[Event, None], observer: Observer) -> AsyncGenerator[Event, None]:
-    """The same events, seen on their way; `observer` is closed with the stream."""
+    """The same events, seen on their way; `observer` is closed with the stream. Raises what `events` raises, such as Refused."""
     try:
         async for event in events:
             observer.on(event)
             yield event
+    except Refused as error:
+        observer.refuse(error.code)
+        raise
     finally:
         await events.aclose()
         observer.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncGenerator, Sequence
 
 import pytest
@@ -11,8 +12,9 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import NoOpTracer, StatusCode
 
+from mmsr_ray.serving.errors import Refused
 from mmsr_ray.serving.events import Answer, Event, Failed, Finished, Hit, Reason, Results, Search, Started
-from mmsr_ray.serving.measures import LEFT, Account, Meter
+from mmsr_ray.serving.measures import LEFT, Account, Exported, Meter
 from mmsr_ray.serving.observers import Observers, observed
 from mmsr_ray.serving.tracing import Spans, open_tracer, parent_of
 from mmsr_ray.types import ToolKind
@@ -106,7 +108,7 @@ def test_a_span_a_turn_and_a_search_within_the_request() -> None:
     request, *inner = spans
     assert request.context is not None and request.attributes is not None
     assert all(span.parent is not None and span.parent.span_id == request.context.span_id for span in inner)
-    assert all(before.end_time <= after.start_time for before, after in zip(inner, inner[1:], strict=False))  # type: ignore[operator]
+    assert all(before.end_time <= after.start_time for before, after in itertools.pairwise(inner))  # type: ignore[operator]
     assert request.attributes["gen_ai.usage.output_tokens"] == 20 and request.attributes["mmsr.weight_version"] == 7
     assert [span.status.status_code for span in spans] == [StatusCode.UNSET] * 6  # nothing found is no error
     assert SECRET not in "".join(span.to_json() for span in spans)
@@ -117,11 +119,12 @@ def test_always_searching_has_its_first_turn_after_its_first_search() -> None:
 
 
 def test_what_breaks_or_is_left_ends_its_spans() -> None:
-    for events in ((), ON_DEMAND[:1], ON_DEMAND[:3], (*ON_DEMAND[:3], Failed("timeout", "late"))):
+    late = (*ON_DEMAND[:3], Failed("timeout", "late"))
+    for events, begun in (((), 1), (ON_DEMAND[:1], 2), (ON_DEMAND[:3], 3), (late, 3)):
         spans = traced("on_demand", events)
+        assert [span.name for span in spans] == ["request", "turn", "search image"][:begun]
         assert all(span.end_time is not None for span in spans)
-        assert {span.name for span in spans} == set(["request", "turn", "search image"][: max(1, min(3, len(events) + 1))])
-    assert spans[0].status.status_code is StatusCode.ERROR
+    assert traced("on_demand", late)[0].status.status_code is StatusCode.ERROR
     lost = traced("on_demand", (*ON_DEMAND[:3], Results(ToolKind.IMAGE, (), "timeout")))
     assert lost[2].status.status_code is StatusCode.ERROR and lost[2].attributes == {
         "mmsr.search": "image",
@@ -142,6 +145,11 @@ def test_spans_leave_only_where_an_endpoint_is_named() -> None:
     assert not isinstance(open_tracer({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318"}), NoOpTracer)
 
 
+async def refused() -> AsyncGenerator[Event, None]:
+    raise Refused("overloaded", "too many questions", retry_after=2)
+    yield ON_DEMAND[0]
+
+
 async def test_a_stream_is_passed_on_unchanged_and_closed_with_its_reader() -> None:
     async def events() -> AsyncGenerator[Event, None]:
         for event in ON_DEMAND:
@@ -154,7 +162,13 @@ async def test_a_stream_is_passed_on_unchanged_and_closed_with_its_reader() -> N
     stream = observed(events(), observers.request("on_demand", {}))
     assert await anext(stream) == ON_DEMAND[0]
     await stream.aclose()  # the client goes away
-    refused = observers.request("", {})
-    refused.refuse("overloaded")
-    refused.close()
+    stream = observed(refused(), observers.request("rag", {}))
+    with pytest.raises(Refused):
+        await anext(stream)
     assert [account.outcome for account in taken] == ["ok", LEFT, "overloaded"]
+
+
+def test_the_exported_measures_take_every_kind_of_account() -> None:
+    export = Exported()  # Ray's metrics refuse a tag that was not declared
+    for workflow, events in (("on_demand", ON_DEMAND), ("rag", RAG), ("", ())):
+        export(measured(workflow, events))

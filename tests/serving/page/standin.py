@@ -46,7 +46,7 @@ class Standin:
         self.world = World(0)
         self.asked: list[dict[str, Any]] = []
         self.keys: list[str] = []
-        self.left = 0  # streams that the client went away from
+        self.left = asyncio.Event()  # a client went away
         self._pause = pause
 
     async def __aenter__(self) -> Standin:
@@ -81,7 +81,7 @@ class Standin:
         try:
             await self._stream(response, asked)
         except (asyncio.CancelledError, ConnectionResetError):
-            self.left += 1
+            self.left.set()
             raise
         return response
 
