@@ -384,8 +384,12 @@ function reopen(run) {
 }
 
 async function forget(work) {
-  await stored("readwrite", work);
-  await list();
+  try {
+    await stored("readwrite", work);
+    await list();
+  } catch {
+    return complain("This browser refused to delete it. Clear this site's data in the browser's settings.");
+  }
   (document.querySelector("#history .open") ?? $("question")).focus();
   say("Deleted.");
 }
