@@ -226,7 +226,7 @@ def build(config: Config) -> Path:
         config = replace(config, tools=replace(config.tools, cache=cache))
     (folder / "config.yaml").write_text(to_yaml(config))
     progress = Progress()
-    if not _rolls_out(config):  # a policy is not asked for, and none is to be made up where a trained one belongs
+    if config.atlas.enabled and not _rolls_out(config):  # a policy is not asked for, and none is to be made up where a trained one belongs
         config = replace(config, model=replace(config.model, path=str(Path(config.atlas.dir) / "policy")))
     with world(config) as here:
         tools = start_tools(here)

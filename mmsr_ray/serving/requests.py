@@ -52,7 +52,7 @@ def read_json(body: bytes) -> dict[str, Any]:
 def read_agent(body: dict[str, Any], limits: DataConfig) -> Asked:
     """{"question", "image": data or http(s) URL, "workflow"} of /v1/agent. Raises Refused."""
     workflow = body.get("workflow", "on_demand")
-    if workflow not in WORKFLOWS:
+    if not isinstance(workflow, str) or workflow not in WORKFLOWS:
         raise Refused("bad_request", f"workflow must be one of {', '.join(WORKFLOWS)}")
     image, url = _picture(body.get("image"), "image", limits)
     return Asked(_question(body.get("question"), "question", limits), workflow, image, url, stream=True)
@@ -63,7 +63,7 @@ def read_chat(body: dict[str, Any], model_name: str, limits: DataConfig) -> Aske
     for name in _NOT_HERE:
         if body.get(name):
             raise Refused("bad_request", f"{name} is not supported: the model calls its own searches and answers in text")
-    if body.get("n", 1) not in (1, None):
+    if body.get("n") not in (1, None):
         raise Refused("bad_request", "n must be 1")
     text, pictures = _last_user_message(body.get("messages"))
     if not pictures:

@@ -61,7 +61,7 @@ def complaint(c: ServingConfig) -> str:
     if c.ingress_replicas < 1 or c.max_requests < c.ingress_replicas or c.turn_attempts < 1:
         return "serving.ingress_replicas and turn_attempts must be at least 1, max_requests at least as many as ingress_replicas"
     if min(c.request_seconds, c.image_url_seconds, c.watch_seconds, c.ready_seconds, c.shutdown_seconds) <= 0 or c.body_bytes < 1:
-        return "the deadlines and serving.body_bytes must be positive"
+        return "the deadlines of serving and serving.body_bytes must be positive"
     if c.requests_per_minute < 0 or c.budget_usd < 0:
         return "serving.requests_per_minute and serving.budget_usd must be 0 (no limit) or more"
     return ""

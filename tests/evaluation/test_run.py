@@ -114,7 +114,7 @@ def test_without_money_there_is_no_result_at_all(cluster: None, tmp_path: Path) 
 def test_dead_runners_end_it_early_and_the_deadline_ends_it_anyway(cluster: None, tmp_path: Path) -> None:
     started = time.monotonic()
     mortal = start(tmp_path)
-    result = evaluate([mortal], questions(6, q0="kill"), "direct", inflight_per_runner=2, sample_seconds=30, deadline_seconds=300)
+    result = evaluate([mortal], questions(6, q0="kill"), "direct", inflight_per_runner=1, sample_seconds=30, deadline_seconds=300)
     assert time.monotonic() - started < 60
     assert {entry.failure for entry in result.entries} == {"every rollout runner is dead"}
 

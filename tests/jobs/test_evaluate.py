@@ -28,7 +28,7 @@ from mmsr_ray.evaluation.trajectories import read_trajectories
 pytestmark = pytest.mark.heavy
 ROOT = Path(__file__).parents[2]
 QUESTIONS = 24
-PATIENCE = 180.0
+PATIENCE = 400.0  # seconds; on a machine that is busy an engine takes minutes to start
 
 
 @pytest.fixture
@@ -92,6 +92,7 @@ def test_a_killed_evaluation_asks_nothing_twice_and_ends_as_if_it_had_not_been(t
     deadline = time.monotonic() + PATIENCE
     while asked(web) < QUESTIONS // 2 and time.monotonic() < deadline and killed.poll() is None:
         time.sleep(0.05)
+    assert killed.poll() is None, killed.communicate(timeout=10)
     killed.send_signal(signal.SIGKILL)
     killed.wait(timeout=10)
     time.sleep(1.0)  # requests that were under way have arrived

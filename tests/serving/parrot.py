@@ -1,0 +1,38 @@
+"""A model folder whose greedy turn is a given text: the tiny policy, one MLP made into a table of next tokens."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedTokenizerFast
+
+
+def write_parrot(model: Path, folder: Path, text: str, *, endless: bool = False) -> Path:
+    """Every turn is `text`; `endless`: its last token without end. Its tokens must differ from each other."""
+    shutil.copytree(model, folder)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    start = tokenizer.encode("<|im_start|>assistant\n")[-1]
+    chain = [start, *tokenizer.encode(text)]
+    chain.append(chain[-1] if endless else tokenizer.convert_tokens_to_ids("<|im_end|>"))
+    assert len(set(chain[:-1])) == len(chain) - 1, "a token comes twice: the table has one next token for each"
+    weights = load_file(folder / "model.safetensors")
+    (table,) = (weights[name] for name in weights if name.endswith("embed_tokens.weight"))
+    unit = torch.nn.functional.normalize(table, dim=1)
+    for name, tensor in weights.items():
+        if name.endswith(("self_attn.o_proj.weight", "mlp.down_proj.weight")) and "visual" not in name:
+            tensor.zero_()
+    prefix = next(name for name in weights if name.endswith("layers.1.mlp.down_proj.weight") and "visual" not in name).removesuffix(
+        "down_proj.weight"
+    )
+    for unit_index, (token, following) in enumerate(itertools.pairwise(chain)):
+        for part in ("gate_proj.weight", "up_proj.weight"):
+            weights[prefix + part][unit_index] = 3 * unit[token]
+        weights[prefix + "down_proj.weight"][:, unit_index] = 0.01 * unit[following]
+    for part in ("gate_proj.weight", "up_proj.weight"):
+        weights[prefix + part][len(chain) - 1 :] = 0
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder

@@ -1,0 +1,242 @@
+"""The real application on the tiny policy and the Atlas web: one start for all tests, the last ones change its weights."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import ray
+from ray import serve
+
+from mmsr_ray.agent.episode import run_episode
+from mmsr_ray.agent.prompts import PromptSet
+from mmsr_ray.atlas.prepare import point_at, start_web
+from mmsr_ray.atlas.world import World
+from mmsr_ray.config import AtlasConfig, Config, load
+from mmsr_ray.rollout.engine import VLLMEngine
+from mmsr_ray.serving.app import start
+from mmsr_ray.serving.keys import Keys
+from mmsr_ray.tools.local import LocalTools
+from mmsr_ray.types import Sample, Sampling, Trajectory
+from tests.serving.parrot import write_parrot
+
+pytestmark = pytest.mark.heavy
+ROOT = Path(__file__).parents[2]
+PATIENCE = 60.0
+SAMPLE = next(iter(World(0).samples("test", 1)))
+DATA_URL = "data:image/png;base64," + base64.b64encode(SAMPLE.image).decode()
+FIRST, SECOND = "<reason>Name</reason><answer>Aldo</answer>", "<reason>Name</reason><answer>Adrel</answer>"
+
+
+@dataclass
+class Service:
+    config: Config
+    url: str
+    models: Path
+
+    @property
+    def client(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=PATIENCE)
+
+    def ask(self, workflow: str = "on_demand", **more: Any) -> list[dict[str, Any]]:
+        body = {"question": SAMPLE.question, "image": DATA_URL, "workflow": workflow} | more
+        with httpx.stream("POST", f"{self.url}/v1/agent", json=body, timeout=PATIENCE) as reply:
+            assert reply.status_code == 200, reply.read()
+            return [json.loads(line.removeprefix("data: ")) for line in reply.iter_lines() if line]
+
+    def bring_in(self, folder: Path) -> httpx.Response:
+        return httpx.post(f"{self.url}/admin/weights", json={"path": str(folder)}, timeout=PATIENCE)
+
+    def wait_for_version(self, version: int) -> None:
+        wait_until(lambda: httpx.get(f"{self.url}/admin/weights", timeout=PATIENCE).json()["proven"] == version)
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def service(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    folder = tmp_path_factory.mktemp("serving")
+    models = folder / "models"
+    first = write_parrot(tiny_model, models / "first", FIRST)
+    write_parrot(tiny_model, models / "second", SECOND)
+    write_parrot(tiny_model, models / "endless", "<reason>Name", endless=True)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    web = start_web(AtlasConfig())
+    settings = [f"run.dir={folder}", f"model.path={first}", "atlas.enabled=false", f"serving.port={port}", "agent.max_total_tokens=4096"]
+    settings += ["agent.max_turn_tokens=3000", "serving.request_seconds=60", "serving.shutdown_seconds=3"]
+    config = load(ROOT / "jobs/configs/serve_atlas.yaml", settings)
+    config.tools = point_at(config.tools, web.base)
+    ray.init(address="local", num_cpus=8, include_dashboard=False, namespace=config.run.namespace, log_to_driver=False)
+    try:
+        start(config, Keys([]))
+        yield Service(config, f"http://127.0.0.1:{port}", models)
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+        web.stop()
+
+
+def messages() -> list[Any]:
+    parts = [{"type": "text", "text": SAMPLE.question}, {"type": "image_url", "image_url": {"url": DATA_URL}}]
+    return [{"role": "user", "content": parts}]
+
+
+def test_it_is_ready(service: Service) -> None:
+    assert httpx.get(f"{service.url}/healthz").status_code == 200
+    assert httpx.get(f"{service.url}/readyz", timeout=10).status_code == 200
+
+
+def test_the_openai_client_gets_an_answer_and_its_reasons(service: Service) -> None:
+    client = service.client
+    assert [model.id for model in client.models.list()] == ["atlas", "atlas:direct", "atlas:rag"]
+    whole = client.chat.completions.create(model="atlas", messages=messages())
+    message = whole.choices[0].message
+    assert (message.content, message.to_dict()["reasoning_content"], whole.choices[0].finish_reason) == ("Aldo", "Name\n", "stop")
+    assert whole.usage and whole.usage.completion_tokens == 7
+    chunks = list(client.chat.completions.create(model="atlas", messages=messages(), stream=True, stream_options={"include_usage": True}))
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == "Aldo"
+    assert chunks[-1].usage == whole.usage
+
+
+def test_searches_are_told_as_they_happen(service: Service) -> None:
+    events = service.ask("rag")
+    assert [event["event"] for event in events] == [
+        "started",
+        "search",
+        "results",
+        "reason",
+        "search",
+        "results",
+        "reason",
+        "answer",
+        "finished",
+    ]
+    assert events[2]["hits"][0]["thumbnail"].startswith("data:image/")
+    assert events[-1]["searches"] == 2
+    assert events[-1]["weight_version"] == 0
+
+
+def test_what_cannot_be_asked_is_a_typed_error(service: Service) -> None:
+    client = service.client
+    with pytest.raises(openai.NotFoundError):
+        client.chat.completions.create(model="gpt", messages=messages())
+    with pytest.raises(openai.BadRequestError, match="no picture"):
+        client.chat.completions.create(model="atlas", messages=[{"role": "user", "content": "Who?"}])
+    broken = {"question": "Who?", "image": "data:image/png;base64,AAAA"}
+    for body, said in ((broken, "cannot be read"), (broken | {"image": "http://127.0.0.1:1/x.png"}, "must be public")):
+        reply = httpx.post(f"{service.url}/v1/agent", json=body, timeout=PATIENCE)
+        assert (reply.status_code, reply.json()["error"]["code"]) == (400, "bad_input")
+        assert said in reply.json()["error"]["message"]
+    assert httpx.post(f"{service.url}/v1/agent", content="{}", headers={"content-type": "text/plain"}).status_code == 400
+    lost = httpx.get(f"{service.url}/nowhere")
+    assert (lost.status_code, lost.json()["error"]["type"]) == (404, "invalid_request_error")
+
+
+def test_it_answers_as_an_episode_with_an_engine_of_its_own_does(service: Service) -> None:
+    """Turn for turn: what the model reads is made of the searches' results, so equal tokens mean equal turns."""
+
+    async def here() -> list[Trajectory]:
+        config = service.config
+        engine = VLLMEngine(config, None, config.run.namespace)
+        await engine.start()
+        tools = LocalTools(config)
+        try:
+            sample = Sample("here", SAMPLE.question, SAMPLE.image, ())
+            return [
+                await run_episode(
+                    sample, index=0, workflow=workflow, generate=engine.generate, tools=tools, codec=engine.codec,
+                    prompts=PromptSet.load(config.agent.prompts), limits=config.agent,
+                    sampling=Sampling(0.0, config.agent.max_turn_tokens),
+                )
+                for workflow in ("on_demand", "direct", "rag")
+            ]  # fmt: skip
+        finally:
+            await tools.close()
+            engine.stop()
+
+    for trajectory in asyncio.run(here()):
+        events = service.ask(trajectory.workflow)
+        sampled = int(trajectory.tokens.loss_mask.sum())
+        finished = events[-1]
+        assert (finished["prompt_tokens"], finished["completion_tokens"]) == (trajectory.tokens.length - sampled, sampled)
+        assert [event["text"] for event in events if event["event"] == "answer"] == [trajectory.answer]
+        queries = [turn.tool.query for turn in trajectory.turns if turn.tool and turn.tool.kind == "text"]
+        assert [event["query"] for event in events if event["event"] == "search" and event["kind"] == "text"] == queries
+
+
+def test_weights_change_and_an_engine_dies_under_load_and_no_request_fails(service: Service) -> None:
+    refused = service.bring_in(ROOT / "jobs")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "bad_request")
+
+    async def load_while(seconds: float, happens: Callable[[], None]) -> list[tuple[int, str]]:
+        until = time.monotonic() + seconds
+        answers: list[tuple[int, str]] = []
+
+        async def one(client: httpx.AsyncClient) -> None:
+            body = {"model": "atlas", "messages": messages()}
+            while time.monotonic() < until:
+                reply = await client.post(f"{service.url}/v1/chat/completions", json=body)
+                answers.append((reply.status_code, reply.json()["choices"][0]["message"]["content"] if reply.is_success else reply.text))
+
+        async with httpx.AsyncClient(timeout=PATIENCE) as client:
+            await asyncio.gather(*(one(client) for _ in range(4)), asyncio.to_thread(happens))
+        return answers
+
+    def swap() -> None:
+        time.sleep(0.5)
+        assert service.bring_in(service.models / "second").json() == {"weight_version": 1}
+        service.wait_for_version(1)
+
+    answers = asyncio.run(load_while(4.0, swap))
+    assert set(answers) == {(200, "Aldo"), (200, "Adrel")}
+
+    engine = serve.get_deployment_handle("Engine", "mmsr")
+    pid = engine.pid.remote().result(timeout_s=PATIENCE)
+
+    def kill() -> None:
+        time.sleep(0.5)
+        os.kill(pid, signal.SIGKILL)
+
+    answers = asyncio.run(load_while(3.0, kill))
+    assert set(answers) == {(200, "Adrel")}  # a new engine starts with the newest weights
+    assert engine.pid.remote().result(timeout_s=PATIENCE) != pid
+
+
+def test_a_client_that_goes_away_takes_its_turn_out_of_the_engine(service: Service) -> None:
+    service.wait_for_version(1)
+    assert service.bring_in(service.models / "endless").json() == {"weight_version": 2}
+    service.wait_for_version(2)
+    engine = serve.get_deployment_handle("Engine", "mmsr")
+
+    def running() -> int:
+        return engine.requests.remote().result(timeout_s=PATIENCE)
+
+    for path, body in (
+        ("/v1/agent", {"question": SAMPLE.question, "image": DATA_URL}),
+        ("/v1/chat/completions", {"model": "atlas", "messages": messages()}),
+    ):
+        began = time.monotonic()
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(service.url + path, json=body, timeout=1.0)
+        wait_until(lambda: running() == 0)
+        assert time.monotonic() - began < 3.0, "it ended by itself, perhaps"
