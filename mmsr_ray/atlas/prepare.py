@@ -72,7 +72,7 @@ def world_of(atlas: AtlasConfig) -> world.World:
 def prepare(config: Config) -> None:
     """Write the policy folder, both parquet files where `config.model.path` and `config.data` say, UNBALANCED and CONCEPTS in atlas.dir.
 
-    What is there and lies outside of atlas.dir is somebody's own and stays as it is.
+    What is named outside of atlas.dir is somebody's own: it stays as it is, and is not made where it is missing.
     """
     stamp = Path(config.atlas.dir) / "atlas.json"
     version = _version(config)
@@ -85,10 +85,10 @@ def prepare(config: Config) -> None:
         stamp.with_name(UNBALANCED): lambda: here.collected_samples("train", count),  # last: data.train may name it
     }
     stamp.parent.mkdir(parents=True, exist_ok=True)
-    if fresh and (_inside(config.model.path, config.atlas.dir) or not Path(config.model.path).exists()):
+    if fresh and _inside(config.model.path, config.atlas.dir):
         build_policy(config.model.path, config.atlas.seed)
     for file, samples in sets.items():
-        if not file.is_file() or (fresh and _inside(file, config.atlas.dir)):
+        if _inside(file, config.atlas.dir) and (fresh or not file.is_file()):
             write_fvqa(file, samples())
     stamp.with_name(CONCEPTS).write_text("".join(f"{entity.name}\n" for entity in here.pool(world.Pool.KNOWN, world.Pool.TRAIN)))
     stamp.write_text(version)
