@@ -39,5 +39,5 @@ class Agent:
 
     async def ready(self) -> None:
         """Returns when an engine and the searches answer."""
-        await called(self._engine_handle.requests.remote())
+        await called(self._engine_handle.stats.remote())
         await called(self._searches.stats.remote())

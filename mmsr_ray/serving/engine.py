@@ -40,12 +40,10 @@ class Engine:
         """As `VLLMEngine.generate`. Raises EngineError."""
         return await self._engine.generate(prompt_ids, pictures, sampling)
 
-    async def requests(self) -> int:
-        """Turns that the engine works on now."""
-        return self._engine.requests
-
-    async def pid(self) -> int:
-        return os.getpid()
+    async def stats(self) -> dict[str, int]:
+        """`requests` in the engine now, `tokens` of finished turns since its start, `version` of its weights, `pid` of this replica."""
+        engine = self._engine
+        return {"requests": engine.requests, "tokens": engine.tokens, "version": await engine.version(), "pid": os.getpid()}
 
     async def check_health(self) -> None:
         await self._engine.check()

@@ -13,6 +13,7 @@ import os
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
@@ -83,7 +84,7 @@ class Ingress:
         self._c = self._config.serving
         self._agent, self._weights = agent, weights
         self._keys, self._limits = Keys(keys), Limits(self._c)
-        self._http = open_http(self._config.tools, Redactor())
+        self._http = open_http(replace(self._config.tools, private_hosts=[]), Redactor())  # what tools may reach, clients may not
         self._observers = Observers(Exported(), open_tracer(os.environ))
 
     # ------------------------------------------------------------------------------------------------ questions

