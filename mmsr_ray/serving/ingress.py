@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -28,8 +29,12 @@ from mmsr_ray.serving.errors import Refused
 from mmsr_ray.serving.events import Event, Failed, Finished
 from mmsr_ray.serving.keys import Caller, Keys
 from mmsr_ray.serving.limits import Limits
+from mmsr_ray.serving.measures import Exported
+from mmsr_ray.serving.observers import Observers, observed
+from mmsr_ray.serving.page import HEADERS, PATHS, page_file
 from mmsr_ray.serving.ports import called
 from mmsr_ray.serving.requests import Asked, model_names, read_agent, read_chat, read_json
+from mmsr_ray.serving.tracing import open_tracer
 from mmsr_ray.tools.errors import ProviderError, Redactor
 from mmsr_ray.tools.http import open_http
 from mmsr_ray.types import Sample, Sampling
@@ -59,6 +64,16 @@ async def no_such_page(_: Request, error: HTTPException) -> JSONResponse:
 async def broke(_: Request, error: Exception) -> JSONResponse:
     logger.error("a request broke", exc_info=error)
     return JSONResponse(Refused("internal", "this request met an error of the service").as_json(), 500)
+
+
+@api.get("/")
+@api.get("/page/{name}")
+async def page(request: Request) -> Response:
+    """The page on which people watch the agent think, and its files."""
+    if request.url.path not in PATHS:
+        raise HTTPException(404)
+    file = page_file(request.url.path)
+    return Response(file.body, media_type=file.media_type, headers=HEADERS)
 
 
 def _stream(lines: AsyncIterator[str]) -> StreamingResponse:
@@ -106,6 +121,7 @@ class Ingress:
         self._agent, self._weights = agent, weights
         self._keys, self._limits = Keys(keys), Limits(self._c)
         self._http = open_http(replace(self._config.tools, private_hosts=[]), Redactor())  # what tools may reach, clients may not
+        self._observers = Observers(Exported(), open_tracer(os.environ))
 
     # ------------------------------------------------------------------------------------------------ questions
 
@@ -114,7 +130,7 @@ class Ingress:
         caller = self._caller(request)
         asked = read_chat(await self._json(request), self._c.model_name, self._config.data)
         frame = Frame(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), asked.model)
-        first, events = await self._begun(asked, caller, frame.id)
+        first, events = await self._begun(asked, caller, frame.id, request)
         if asked.stream:
             return _stream(_chunks(frame, asked, first, events))
         return JSONResponse(completion(frame, [first, *[event async for event in events]]))
@@ -123,13 +139,13 @@ class Ingress:
     async def agent(self, request: Request) -> Response:
         caller = self._caller(request)
         asked = read_agent(await self._json(request), self._config.data)
-        first, events = await self._begun(asked, caller, f"ask-{uuid.uuid4().hex}")
+        first, events = await self._begun(asked, caller, f"ask-{uuid.uuid4().hex}", request)
         return _stream(_as_sent(first, events))
 
-    async def _begun(self, asked: Asked, caller: Caller, uid: str) -> tuple[Event, Events]:
+    async def _begun(self, asked: Asked, caller: Caller, uid: str, request: Request) -> tuple[Event, Events]:
         """The first event and the rest, once the question is accepted. Raises Refused."""
-        self._limits.take(caller.name)
-        events = self._events(asked, caller, uid)
+        observer = self._observers.request(asked.workflow, request.headers)
+        events = observed(self._events(asked, caller, uid), observer)
         first = await anext(events)
         if isinstance(first, Failed):
             await events.aclose()
@@ -138,6 +154,7 @@ class Ingress:
 
     async def _events(self, asked: Asked, caller: Caller, uid: str) -> Events:
         """Of one request, within its deadline; what breaks becomes Failed. Raises Refused before the first event alone."""
+        self._limits.take(caller.name)
         deadline = time.monotonic() + self._c.request_seconds
         with self._limits.inside():
             sample = Sample(uid, asked.question, asked.image or await self._fetched(asked.image_url or ""), (), image_url=asked.image_url)

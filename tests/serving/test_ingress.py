@@ -7,7 +7,7 @@ import base64
 import hashlib
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import openai
@@ -80,11 +80,13 @@ def client(monkeypatch: pytest.MonkeyPatch, handle: Handle, keys: bool = True, *
 def test_the_openai_client(monkeypatch: pytest.MonkeyPatch, codec: Codec) -> None:
     async def ask() -> None:
         async with client(monkeypatch, handle := Handle(codec)) as http:
-            service = openai.AsyncOpenAI(base_url="http://here/v1", api_key="one", http_client=http, max_retries=0)
+            service = openai.AsyncOpenAI(
+                base_url="http://here/v1", api_key="one", http_client=cast(Any, http), max_retries=0
+            )  # types as another httpx
             assert [model.id async for model in service.models.list()] == ["atlas", "atlas:direct", "atlas:rag"]
             whole = await service.chat.completions.create(model="atlas", messages=MESSAGES)
             assert whole.choices[0].message.content == "Paris"
-            assert whole.choices[0].message.to_dict()["reasoning_content"].startswith("I look.\n[image search]\n")
+            assert str(whole.choices[0].message.to_dict()["reasoning_content"]).startswith("I look.\n[image search]\n")
             stream: Any = await service.chat.completions.create(
                 model="atlas", messages=MESSAGES, stream=True, stream_options={"include_usage": True}
             )

@@ -17,7 +17,7 @@ import pytest
 from mmsr_ray.data.construction.review.stage import content_of
 from mmsr_ray.data.construction.review.store import Store
 from mmsr_ray.data.construction.review.verdicts import REASONS, Decision, Verdict
-from tests.data.construction.review.browser import FOUND, Browser
+from tests.browser import FOUND, Browser
 from tests.data.construction.review.samples import candidate, hostile, make_run
 
 pytestmark = [pytest.mark.heavy, pytest.mark.skipif(FOUND is None, reason="no Chromium here")]
