@@ -40,7 +40,6 @@ from mmsr_ray.observability.progress import read_records
 log = logging.getLogger("findings")
 
 TEACHERS = ("oracle", "worldly")
-ROWS = "rows.json"  # of a fine-tuned model, beside it
 KINDS = {"search_free": "search-free", "image_required": "image", "text_required": "text", "mix_required": "mixed"}
 
 
@@ -163,7 +162,7 @@ def write(study: Study, results: Sequence[SeedResults], found: Sequence[Finding]
     """findings.json (design §6) and findings.html."""
     content = {
         "findings": [as_dict(finding) for finding in found],
-        "table": _table(results),
+        "table": _table(results, study.config.agent.search_limit),
         "rag": {when: _over_rag(results, when) for when in ("before RL", "after RL")},
         "behaviour": {when: _behaviour(results, when) for when in ("before RL", "after RL")},
         "sft": [_line("RL", "full", "after RL", results), *[_line(f"SFT, {t}", f"sft {t}", "after SFT", results) for t in TEACHERS]],
@@ -185,21 +184,21 @@ def _seconds(folder: Path) -> float:
     return sum(stage["seconds"] for stage in json.loads(stages.read_text())["stages"].values()) if stages.is_file() else 0.0
 
 
-def _table(results: Sequence[SeedResults]) -> list[dict[str, Any]]:
+def _table(results: Sequence[SeedResults], search_limit: int) -> list[dict[str, Any]]:
     """Table 1's shape: models by workflow; columns are all questions and the kinds of them. Acc and SR by seed."""
     lines = [("before RL", "full", "before RL", workflow) for workflow in ("direct", "rag", "on_demand")]
     lines += [("after RL", "full", "after RL", workflow) for workflow in ("direct", "rag", "on_demand")]
     lines += [(f"SFT, {teacher}", f"sft {teacher}", "after SFT", "on_demand") for teacher in TEACHERS]
     lines += [(f"RL, {variant}", variant, "after RL", "on_demand") for variant in VARIANTS[1:]]
     return [
-        {"model": model, "workflow": workflow, "cells": _cells([result.row(run, when, workflow) for result in results])}
+        {"model": model, "workflow": workflow, "cells": _cells([result.row(run, when, workflow) for result in results], search_limit)}
         for model, run, when, workflow in lines
     ]
 
 
-def _cells(rows: Sequence[Any]) -> dict[str, Any]:
+def _cells(rows: Sequence[Any], search_limit: int) -> dict[str, Any]:
     def cell(parts: Sequence[Any]) -> dict[str, Any]:
-        return {"accuracy": [p["accuracy"] for p in parts], "search_ratio": [p["search_ratio_calls"] for p in parts]}
+        return {"accuracy": [p["accuracy"] for p in parts], "search_ratio": [p["searches_per_question"] / search_limit for p in parts]}
 
     return {"all": cell(rows)} | {label: cell([row["by_need"][need] for row in rows]) for need, label in KINDS.items()}
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from mmsr_ray.atlas.world import Question, World
 from mmsr_ray.evaluation.trajectories import StoredTrajectory
-from mmsr_ray.rewards.match import exact_match
+from mmsr_ray.rewards.match import exact_match, sub_match
 from mmsr_ray.types import Outcome
 
 
@@ -23,6 +23,7 @@ def rag_skills(world: World, questions: dict[str, Question], episodes: Iterable[
 
     - "finds the page": the text search returned a page of the entity in the picture;
     - "says what it says": of those, the answer is what that page says, right or wrong;
+    - "right in substance": the answer contains the right one, in whatever form: what a judge that reads would accept;
     - "most": what the web says is right: no reader can be right more often.
     Raises ValueError without episodes.
     """
@@ -31,10 +32,12 @@ def rag_skills(world: World, questions: dict[str, Question], episodes: Iterable[
         raise ValueError("no episode to judge")
     found = [episode for episode in whole if _finds(questions[episode.uid], episode)]
     said = [e for e in found if e.answer is not None and exact_match(e.answer, (told(world, questions[e.uid]),))]
+    contained = [episode for episode in whole if sub_match(episode.answer or "", episode.answers)]
     right = [episode for episode in whole if told(world, questions[episode.uid]) == questions[episode.uid].answer]
     return {
         "finds the page": len(found) / len(whole),
         "says what it says": len(said) / len(found) if found else 0.0,
+        "right in substance": len(contained) / len(whole),
         "most": len(right) / len(whole),
     }
 

@@ -1,7 +1,7 @@
 """The paper's five findings as tests on measured numbers: what is claimed, when it holds, and what was seen.
 
-Promise: pure, and the rule of each finding stands in its function, written before the numbers were. A finding holds when its
-rule is met with every seed; where it is met with some, it does not hold and the verdict says so. Numbers are kept by seed, with
+Promise: pure, and the rule of each finding stands in its function. They were written before the numbers were, but for the first,
+which was made stricter after one seed's weights had lost the form of RAG's answers. A finding holds when its rule is met with every seed; where it is met with some, it does not hold and the verdict says so. Numbers are kept by seed, with
 their mean and the 95 % interval of the mean over seeds (Student's t). Where a finding does not hold, `reason` says what the
 numbers say about why, and nothing more.
 
@@ -105,24 +105,33 @@ def _over(results: Sequence[SeedResults], value: Callable[[SeedResults], float])
 
 
 def _fewer_searches(results: Sequence[SeedResults]) -> Finding:
-    """Holds where on demand is at most TIE less accurate than RAG with the same weights, with FEWER_SEARCHES fewer calls."""
+    """Holds where on demand is at most TIE less accurate than RAG, with FEWER_SEARCHES fewer calls. RAG is the better of two: the
+    model before RL, as in the paper's table, and the same weights, their answers taken in substance, because RL may spoil their form."""
 
-    def pair(r: SeedResults) -> tuple[Row, Row]:
-        return r.row("full", "after RL", "on_demand"), r.row("full", "after RL", "rag")
+    def own(r: SeedResults) -> Row:
+        return r.row("full", "after RL", "on_demand")
+
+    def same_weights(r: SeedResults) -> float:
+        return r.reading["full", "after RL"]["right in substance"]
+
+    def base(r: SeedResults) -> float:
+        return r.row("full", "before RL", "rag")["accuracy"]
 
     def saved(r: SeedResults) -> float:
-        own, rag = pair(r)
-        return 1 - own["searches_per_question"] / rag["searches_per_question"]
+        return 1 - own(r)["searches_per_question"] / r.row("full", "after RL", "rag")["searches_per_question"]
 
-    met = [pair(r)[0]["accuracy"] >= pair(r)[1]["accuracy"] - TIE and saved(r) >= FEWER_SEARCHES for r in results]
+    met = [own(r)["accuracy"] >= max(base(r), same_weights(r)) - TIE and saved(r) >= FEWER_SEARCHES for r in results]
     numbers = [
-        number("accuracy on demand, after RL", _over(results, lambda r: pair(r)[0]["accuracy"])),
-        number("accuracy of the same weights under RAG", _over(results, lambda r: pair(r)[1]["accuracy"])),
-        number("accuracy of the model before RL under RAG", _over(results, lambda r: r.row("full", "before RL", "rag")["accuracy"])),
+        number("accuracy on demand, after RL", _over(results, lambda r: own(r)["accuracy"])),
+        number("accuracy of the model before RL under RAG", _over(results, base)),
+        number(
+            "accuracy of the same weights under RAG, exact match", _over(results, lambda r: r.row("full", "after RL", "rag")["accuracy"])
+        ),
+        number("accuracy of the same weights under RAG, in substance", _over(results, same_weights)),
         number("searches saved against RAG", _over(results, saved)),
     ]
     claim = "RL on demand beats or ties the same model under RAG in accuracy, with at least 30 % fewer searches."
-    return _finding(1, claim, met, results, numbers, "Accuracy or saving of the seeds above fall short of the rule.")
+    return _finding(1, claim, met, results, numbers, "Accuracy or saving of some seed above falls short of the rule.")
 
 
 def _better_inside_rag(results: Sequence[SeedResults]) -> Finding:
@@ -148,13 +157,17 @@ def _better_inside_rag(results: Sequence[SeedResults]) -> Finding:
             ("accuracy under RAG", accuracy),
             ("queries that find the right page", lambda run, when: skill("finds the page", run, when)),
             ("answers that say what the page says", lambda run, when: skill("says what it says", run, when)),
+            ("accuracy in substance", lambda run, when: skill("right in substance", run, when)),
         )
         for when in ("before RL", "after RL")
     ]
     numbers.append(number("most that RAG can reach: the web is wrong about the rest", _over(results, skill("most", "full", "before RL"))))
     claim = "RL improves query writing and the use of results inside the fixed RAG workflow."
     reason = (
-        "RL on demand teaches queries and reading only as far as its own episodes need them; see which of the three numbers fell or stood."
+        "Queries find the right page before and after. What falls is the answer: RL trains the grammar of on demand alone, and inside RAG "
+        "the policy goes on in it (value</reason><answer>value</answer>), which exact match refuses; in substance it loses less, but "
+        "gains nothing. The whole warm start already reads as well as the web allows; the short one unlearns reading where RL finds "
+        "that answering unread pays more. A policy of a million parameters has nothing that carries over from one form to the other."
     )
     return _finding(2, claim, met, results, numbers, reason)
 

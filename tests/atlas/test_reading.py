@@ -32,7 +32,7 @@ def test_a_reader_who_says_what_the_pages_say_is_perfect_where_the_web_is_not() 
     assert (skills["finds the page"], skills["says what it says"]) == (1.0, 1.0)
     mistaken = sum(told(WORLD, q) != q.answer for q in QUESTIONS.values())
     assert mistaken > 0
-    assert skills["most"] == pytest.approx(1 - mistaken / len(QUESTIONS))
+    assert skills["most"] == skills["right in substance"] == pytest.approx(1 - mistaken / len(QUESTIONS))
 
 
 def test_a_wrong_page_and_a_wrong_reading_count_apart() -> None:
@@ -51,6 +51,15 @@ def test_a_wrong_page_and_a_wrong_reading_count_apart() -> None:
     )
     assert skills["finds the page"] == pytest.approx(2 / 3)
     assert skills["says what it says"] == pytest.approx(1 / 2)
+
+
+def test_a_right_answer_in_the_wrong_form_is_right_in_substance_alone() -> None:
+    [one, *_] = [uid for uid, q in QUESTIONS.items() if told(WORLD, q) == q.answer]
+    answer = QUESTIONS[one].answer
+    skills = rag_skills(
+        WORLD, QUESTIONS, [episode(one, page_of=QUESTIONS[one].entity.slug, answer=f"{answer}</reason><answer>{answer}</answer>")]
+    )
+    assert (skills["says what it says"], skills["right in substance"]) == (0.0, 1.0)
 
 
 def test_without_episodes_there_is_nothing_to_say() -> None:

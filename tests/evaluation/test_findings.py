@@ -36,7 +36,7 @@ def results(seed: int = 0) -> SeedResults:
         ("sft oracle", "after SFT", "on_demand"): row(0.90, 0.45),
         ("sft worldly", "after SFT", "on_demand"): row(0.60, 0.3),
     }
-    skills = {"finds the page": 0.9, "says what it says": 0.9, "most": 0.93}
+    skills = {"finds the page": 0.9, "says what it says": 0.9, "right in substance": 0.93, "most": 0.93}
     better = {**skills, "finds the page": 0.95}
     reading = {("full", "before RL"): skills, ("full", "after RL"): skills, ("early", "before RL"): skills, ("early", "after RL"): better}
     questions = {"full": 1120, "sft oracle": 2100, "sft worldly": 2200}
@@ -59,7 +59,7 @@ def test_all_five_hold() -> None:
 
 
 SPOILERS = {
-    1: lambda rows, reading: rows["full", "after RL", "rag"].update(accuracy=0.98),
+    1: lambda rows, reading: rows["full", "before RL", "rag"].update(accuracy=0.98),
     2: lambda rows, reading: reading["early", "after RL"].update({"says what it says": 0.8}),
     3: lambda rows, reading: rows["full", "after RL", "on_demand"]["behaviour"].update(correct_no_search=0.1),
     4: lambda rows, reading: rows["sft oracle", "after SFT", "on_demand"].update(accuracy=0.96),
@@ -84,7 +84,15 @@ def test_too_few_searches_saved_is_no_saving() -> None:
 
 
 def test_a_tie_in_accuracy_is_enough_for_the_first() -> None:
-    assert held(spoilt(lambda rows, reading: rows["full", "after RL", "rag"].update(accuracy=0.965)))[0]
+    assert held(spoilt(lambda rows, reading: rows["full", "before RL", "rag"].update(accuracy=0.965)))[0]
+
+
+def test_weights_that_lost_the_form_of_rag_answers_do_not_win_by_it() -> None:
+    def spoil(rows: Any, reading: Any) -> None:
+        rows["full", "after RL", "rag"].update(accuracy=0.0)
+        reading["full", "after RL"] = reading["full", "after RL"] | {"right in substance": 0.99}
+
+    assert not held(spoilt(spoil))[0]
 
 
 def test_numbers_keep_every_seed_and_their_interval() -> None:
