@@ -78,7 +78,7 @@ def test_what_cannot_be_is_one_sentence(tiny_model: Path, tmp_path: Path, overri
     write_fvqa(rows, World(0).samples("test", 4))
     places = {"policy": str(tiny_model), "bare": str(bare), "rows": str(rows)}
     dead = [f"tools.{name}.url=http://127.0.0.1:9/" for name in ("image_search", "image_host", "text_search", "reader", "summariser")]
-    refused = submit(tmp_path, *dead, *(override.format(**places) for override in overrides))
+    refused = submit(tmp_path, "sft.enabled=false", *dead, *(override.format(**places) for override in overrides))
     assert refused.returncode == 2, refused.stderr[-3000:]
     assert said in refused.stderr + refused.stdout
     assert "Traceback" not in refused.stderr
