@@ -1,6 +1,6 @@
 """Runners that answer questions with one model, an engine's or a chat service's, without a training run around them.
 
-Promise: `answering` gives only runners that are up, and leaves none behind. Ray restarts one that dies.
+Promise: `answering` and `engines` give only runners that are up, and leave none behind. Ray restarts one that dies.
 """
 
 from __future__ import annotations
@@ -33,13 +33,31 @@ class NoEngine(RuntimeError):
 
 @contextmanager
 def answering(config: Config) -> Iterator[list[ActorHandle]]:
-    """`rollout.num_runners` runners with the model of the config, or as many as the cluster has room for (0).
+    """Runners that answer with the model that is evaluated: `engines`, or one that asks the chat service that tools.model names.
 
-    Where tools.model names a chat service, that is the model, and one runner asks it.
+    Raises NoRoom and NoEngine as `engines`.
+    """
+    if config.tools.model.kind == "none":
+        with engines(config) as runners:
+            yield runners
+    else:
+        with _running([_endpoint(config)], config) as runners:
+            yield runners
+
+
+@contextmanager
+def engines(config: Config) -> Iterator[list[ActorHandle]]:
+    """`rollout.num_runners` engines with the model of model.path, or as many as the cluster has room for (0).
 
     Raises NoRoom where the cluster has no place for them, NoEngine where none is up within `rollout.start_seconds`.
     """
-    runners = [_endpoint(config)] if config.tools.model.kind != "none" else _engines(config)
+    with _running(_engines(config), config) as runners:
+        yield runners
+
+
+@contextmanager
+def _running(runners: list[ActorHandle], config: Config) -> Iterator[list[ActorHandle]]:
+    """Those that come up; all of them end."""
     try:
         yield _those_up(runners, config.rollout.start_seconds)
     finally:

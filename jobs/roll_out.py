@@ -18,7 +18,7 @@ from ray import ObjectRef
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
-from jobs.engines import answering
+from jobs.engines import engines
 from jobs.evaluate_model import model_files
 from mmsr_ray.config import Config, to_dict
 from mmsr_ray.data.construction.attempts import from_json, to_json
@@ -88,7 +88,7 @@ def roll_out(config: Config, candidates: Candidates, journal: Journal) -> Rolled
     questions = sum(candidate.kept for candidate in candidates())
     asked = 0
     if next(still_open(), None) is not None:
-        with answering(config) as runners:
+        with engines(config) as runners:  # tools.model, where there is one, writes questions
             logger.info("%d engines up for %d questions, %d rollouts each", len(runners), questions, balance.rollouts)
             for _ in range(balance.asks):
                 seconds = began + balance.deadline_seconds - time.monotonic()
