@@ -16,7 +16,7 @@ import ray
 from jobs import roll_out as stage
 from jobs import search_balance
 from jobs.atlas_stage import world
-from jobs.engines import answering
+from jobs.engines import engines
 from mmsr_ray.atlas.prepare import world_of
 from mmsr_ray.config import Config, load
 from mmsr_ray.data.construction.balance import NONE_CORRECT, UNDECIDED
@@ -77,14 +77,14 @@ def test_no_question_is_rolled_out_twice_whatever_ends(config: Config, tmp_path:
 
     @contextmanager
     def watched(config: Config) -> Iterator[Any]:
-        with answering(config) as engines:
-            runners.extend(engines)
-            yield engines
+        with engines(config) as up:
+            runners.extend(up)
+            yield up
 
     def interrupt() -> None:
         raise Interrupted
 
-    monkeypatch.setattr(stage, "answering", watched)
+    monkeypatch.setattr(stage, "engines", watched)
     source, target, file = tmp_path / "before.parquet", tmp_path / "labels.parquet", tmp_path / "rollouts.sqlite"
     write(source, candidates)
     with Watched(file, stage.settings_of(config)) as journal:
