@@ -107,9 +107,9 @@ def test_no_question_is_rolled_out_twice_whatever_ends(config: Config, tmp_path:
         assert [entry["workflow"] for entry in json.loads(c.attempts)] == ["direct", "on_demand", "on_demand", "on_demand"]
 
     with Journal(file, stage.settings_of(config)) as journal:
-        engines = len(runners)
+        started = len(runners)
         assert stage.roll_out(config, lambda: candidates[:QUESTIONS], journal).asked == 0
-        assert len(runners) == engines, "no engine starts for nothing"
+        assert len(runners) == started, "no engine starts for nothing"
     other = replace(config, model=replace(config.model, min_pixels=config.model.min_pixels + 1))
     with pytest.raises(DataError, match=r"model\.min_pixels was"):
         Journal(file, stage.settings_of(other))
