@@ -22,6 +22,7 @@ from mmsr_ray.config import ConfigError
 from mmsr_ray.differences import Settings
 from mmsr_ray.evaluation import compatible
 from mmsr_ray.evaluation.trajectories import SCHEMA, TrajectoryRow, pack, unpack
+from mmsr_ray.transactions import transaction
 from mmsr_ray.types import Need, Outcome, TrajectorySummary
 
 FILE = "answers.sqlite"
@@ -64,7 +65,7 @@ class Answers:
                 self._db.execute("pragma locking_mode = exclusive")
                 self._db.execute("pragma journal_mode = wal")
                 self._db.execute("pragma synchronous = full")
-                with self._transaction():
+                with transaction(self._db):
                     for table in _TABLES:
                         self._db.execute(table)
             self._same_run(json.loads(json.dumps(settings)))
@@ -87,7 +88,7 @@ class Answers:
 
     def _fact(self, name: str, value: bytes) -> bytes:
         """What was written under this name first, which is `value` if nothing was."""
-        with self._clear(), self._transaction():
+        with self._clear(), transaction(self._db):
             self._db.execute("insert or ignore into facts values (?, ?)", (name, value))
             return bytes(self._db.execute("select value from facts where name = ?", (name,)).fetchone()[0])
 
@@ -99,7 +100,7 @@ class Answers:
             (a.benchmark, a.workflow, a.summary.uid, a.summary.outcome.value, _to_text(a.summary), pack({**a.row, "picture": None}))
             for a in answers
         ]
-        with self._clear(), self._transaction():
+        with self._clear(), transaction(self._db):
             self._db.executemany("insert or replace into answers values (?, ?, ?, ?, ?, ?)", rows)
 
     def answered(self, benchmark: str, workflow: str) -> set[str]:
@@ -127,17 +128,6 @@ class Answers:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._db.close()
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._db.execute("begin immediate")
-        try:
-            yield
-            self._db.execute("commit")
-        except BaseException:
-            if self._db.in_transaction:  # SQLite ends it itself where the disk is full
-                self._db.execute("rollback")
-            raise
 
     @contextmanager
     def _clear(self) -> Iterator[None]:

@@ -16,6 +16,7 @@ from typing import Self
 
 from mmsr_ray.data.schema import DataError
 from mmsr_ray.differences import Settings, differences, said
+from mmsr_ray.transactions import transaction
 
 FILE = "rollouts.sqlite"
 NONE_YET = "[]"
@@ -60,14 +61,8 @@ class Journal:
 
     def keep(self, attempts: Iterable[tuple[str, str]]) -> None:
         """(key, attempts), all or none of them, on disk when this returns; later ones of a key replace earlier ones. Raises DataError."""
-        with self._clear():
-            self._db.execute("begin immediate")
-            try:
-                self._db.executemany("insert or replace into rollouts values (?, ?)", attempts)
-            except BaseException:
-                self._db.execute("rollback")
-                raise
-            self._db.execute("commit")
+        with self._clear(), transaction(self._db):
+            self._db.executemany("insert or replace into rollouts values (?, ?)", attempts)
 
     def attempts(self, key: str) -> str:
         """NONE_YET for a question that was not asked."""

@@ -13,15 +13,15 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from mmsr_ray.tools.limits import Clock
 from mmsr_ray.tools.stores.base import Entry, Item, StoreError
+from mmsr_ray.transactions import transaction
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -124,7 +124,7 @@ class SqliteStore:
 
     def _put_all(self, file: _File, items: Sequence[Item]) -> None:
         now, used, self._used = self._clock(), self._used, {}
-        with _transaction(file.writer) as db:
+        with transaction(file.writer) as db:
             db.executemany("update entries set used = ? where layer = ? and key = ?", [(when, *at) for at, when in list(used.items())])
             self._make_room(db, file.page_bytes, sum(len(entry.value) for _, _, entry in items), len(items), now)
             db.executemany(
@@ -158,15 +158,3 @@ def _connect(path: Path) -> sqlite3.Connection:
     db.execute("pragma journal_mode = wal")
     db.execute("pragma synchronous = normal")  # a power cut may lose the last entries, a killed process none
     return db
-
-
-@contextmanager
-def _transaction(db: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
-    db.execute("begin immediate")
-    try:
-        yield db
-        db.execute("commit")
-    except BaseException:
-        if db.in_transaction:  # some errors have rolled back already
-            db.execute("rollback")
-        raise

@@ -11,7 +11,6 @@ import json
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -21,6 +20,7 @@ from typing import Any
 from mmsr_ray.data.construction.review import queue
 from mmsr_ray.data.construction.review.stage import Difference, difference
 from mmsr_ray.data.construction.review.verdicts import Decision, ReviewError, State, Verdict, Words, settle
+from mmsr_ray.transactions import transaction
 
 FILE = "review.sqlite"
 FORMAT = "1"
@@ -87,7 +87,7 @@ class Store:
         """
         if reviewers < 0:
             raise ReviewError("a candidate needs at least 1 reviewer")
-        with self._transaction():
+        with transaction(self._db):
             here = self.contents()
             if here != dict(contents):
                 found = difference(here, contents)
@@ -115,7 +115,7 @@ class Store:
 
     def add_annotator(self, name: str, token_hash: str | None) -> None:
         """A new token replaces the old one; without a token, somebody of an imported file."""
-        with self._transaction():
+        with transaction(self._db):
             self._db.execute("insert or ignore into annotators values (?, null)", (name,))
             if token_hash is not None:
                 self._db.execute("update annotators set token = ? where name = ?", (token_hash, name))
@@ -132,7 +132,7 @@ class Store:
     def save(self, decision: Decision, base: int) -> Decision:
         """Add a decision by somebody who saw their own version `base` (0: none yet); returns it as stored. Saving it twice is saving
         it once. An edit ends its draft, and undoing the edit makes it a draft again. Raises Conflict."""
-        with self._transaction():
+        with transaction(self._db):
             known = self._select("select * from decisions where id = ?", (decision.id,))
             if known:
                 return known[0]
@@ -224,7 +224,7 @@ class Store:
             found = replace(difference(there, here), new=0)
             raise OtherVersion(what, found, "Give --merge to take the decisions whose candidates are the same")
         counts = {"added": 0, "known": 0, "older": 0}
-        with self._transaction():
+        with transaction(self._db):
             for decision in fitting:
                 counts[self._merge_one(decision)] += 1
             queue.count(self._db)
@@ -245,7 +245,7 @@ class Store:
 
     def save_draft(self, key: str, annotator: str, content: str, edited: int, body: Mapping[str, Any]) -> bool:
         """Keep what is being typed, `edited` in milliseconds of the browser's clock; False where a later one is here."""
-        with self._transaction():
+        with transaction(self._db):
             changed = self._db.execute(
                 "insert into drafts values (?, ?, ?, ?, ?) on conflict (key, annotator) do update set content = excluded.content,"
                 " edited = excluded.edited, body = excluded.body where excluded.edited >= drafts.edited",
@@ -270,11 +270,11 @@ class Store:
 
     def next_item(self, annotator: str, after: str | None = None) -> str | None:
         """The candidate to look at next, which is theirs for a while; None when nothing is left for them."""
-        with self._transaction():
+        with transaction(self._db):
             return queue.next_item(self._db, annotator, self.reviewers, self._clock(), after)
 
     def open_item(self, key: str, annotator: str) -> None:
-        with self._transaction():
+        with transaction(self._db):
             queue.claim(self._db, key, annotator, self._clock())
 
     def path_of(self, annotator: str) -> list[str]:
@@ -316,17 +316,6 @@ class Store:
 
     def _now(self) -> str:
         return datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="milliseconds")
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._db.execute("begin immediate")
-        try:
-            yield
-            self._db.execute("commit")
-        except BaseException:
-            if self._db.in_transaction:  # some errors have rolled back already
-                self._db.execute("rollback")
-            raise
 
 
 def _decision(row: sqlite3.Row) -> Decision:

@@ -17,6 +17,7 @@ from mmsr_ray.data.construction.review.pages import MARKS, PAGE_CHARS, marked
 from mmsr_ray.data.construction.review.stage import Stage
 from mmsr_ray.data.construction.review.store import Store
 from mmsr_ray.data.construction.review.verdicts import REASONS, ReviewError, Verdict
+from mmsr_ray.transactions import transaction
 from tests.data.construction.review.samples import candidate, hostile, make_run
 from tests.observability.episodes import Tags
 
@@ -236,7 +237,7 @@ async def test_a_locked_file_is_told_as_busy_and_the_next_try_works(site: Site, 
     ann = await site.enter("ann")
     site.store._db.execute("pragma busy_timeout = 50")
     other = Store(site.stage.path.parent / "review.sqlite")
-    with other._transaction():
+    with transaction(other._db):
         answer = await ann.post("/decide", json=site.decision(), headers=site.form("ann"))
         assert (answer.status, (await answer.json())["kind"]) == (503, "busy")
     assert (await ann.post("/decide", json=site.decision(), headers=site.form("ann"))).status == 200
