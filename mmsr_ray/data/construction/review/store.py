@@ -12,7 +12,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -137,7 +137,7 @@ class Store:
             if known:
                 return known[0]
             self._check(decision, base)
-            stored = replace(decision, version=base + 1, at=self._now())
+            stored = replace(decision, version=base + 1, at=self._after(decision.key, decision.annotator))
             self._insert(stored)
             queue.count(self._db, decision.key)
             mine = (decision.key, decision.annotator)
@@ -314,8 +314,13 @@ class Store:
         self._db.execute("insert or ignore into facts values (?, ?)", (name, default))
         return self._db.execute("select value from facts where name = ?", (name,)).fetchone()["value"]
 
-    def _now(self) -> str:
-        return datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="milliseconds")
+    def _after(self, key: str, annotator: str) -> str:
+        """Now, but later than their newest decision about the candidate: `merge` tells by the time which of two is the newer."""
+        now = datetime.fromtimestamp(self._clock(), UTC)
+        last = self._db.execute("select max(at) from decisions where key = ? and annotator = ?", (key, annotator)).fetchone()[0]
+        if last is not None:
+            now = max(now, datetime.fromisoformat(last) + timedelta(milliseconds=1))
+        return now.isoformat(timespec="milliseconds")
 
 
 def _decision(row: sqlite3.Row) -> Decision:

@@ -58,7 +58,7 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
 
 @pytest.fixture
 def store(tmp_path: Path, stage: Stage) -> Iterator[Store]:
-    opened = Store(tmp_path / "review.sqlite")
+    opened = Store(tmp_path / "review.sqlite", lambda: 1_800_000_000.0)  # everything within one millisecond
     opened.begin(stage.contents, 2)
     yield opened
     opened.close()
