@@ -28,7 +28,7 @@ import time
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +37,7 @@ log = logging.getLogger("submit")
 ROOT = Path(__file__).resolve().parent.parent
 START_SECONDS = 90.0
 STOP_SECONDS = 40.0  # Ray drains a node for up to 30
+DASHBOARD = ROOT / "cluster" / "monitoring" / "mmsr.json"  # for the Grafana that Ray's dashboard embeds
 EXCLUDES = [".git", ".venv", "runs"]  # of what is shipped to the cluster, beside what .gitignore names
 
 
@@ -71,12 +72,18 @@ class LocalRay:
     def token(self) -> Path:
         return self.folder / "token"
 
+    @property
+    def dashboards(self) -> Path:
+        """Ray writes its own here too, and tells Grafana to look here."""
+        return self.folder / "dashboards"
+
     def environment(self) -> dict[str, str]:
         """Of the head, and so of every process of every job on it."""
         return os.environ | {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.token),
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_METRICS_GRAFANA_DASHBOARD_OUTPUT_DIR": str(self.dashboards),
             "VLLM_NO_USAGE_STATS": "1",
             "PYTHONUNBUFFERED": "1",
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
@@ -117,6 +124,8 @@ class LocalRay:
         self.token.unlink(missing_ok=True)
         with os.fdopen(os.open(self.token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(secrets.token_hex(32))
+        self.dashboards.mkdir(exist_ok=True)
+        shutil.copy(DASHBOARD, self.dashboards)
         begun = time.monotonic()
         with (self.folder / "head.log").open("w") as out:
             head = subprocess.Popen(
@@ -183,6 +192,12 @@ class LocalRay:
             log.info("submit: local Ray stopped")
 
 
+def links(environment: Mapping[str, str]) -> dict[str, str]:
+    """For the job's metadata, which Ray's dashboard shows: where its numbers are drawn, if a Grafana is named as for Ray itself."""
+    grafana = environment.get("RAY_GRAFANA_IFRAME_HOST") or environment.get("RAY_GRAFANA_HOST") or ""
+    return {"grafana": f"{grafana.rstrip('/')}/d/mmsr"} if "://" in grafana else {}
+
+
 def submit(address: str, entrypoint: list[str], environment: dict[str, str]) -> str:
     """`ray job submit`; returns the submission id. Raises SubmitError."""
     name = next((Path(part).stem for part in entrypoint if part.endswith(".py")), "job")
@@ -190,7 +205,7 @@ def submit(address: str, entrypoint: list[str], environment: dict[str, str]) -> 
     ray = str(Path(sys.executable).with_name("ray"))
     runtime = {"excludes": EXCLUDES, "env_vars": {"PYTHONUNBUFFERED": "1", "RAY_USAGE_STATS_ENABLED": "0"}}
     command = [ray, "job", "submit", "--address", address, "--submission-id", identity, "--no-wait", "--working-dir", str(ROOT)]
-    command += ["--runtime-env-json", json.dumps(runtime), "--", *entrypoint]
+    command += ["--runtime-env-json", json.dumps(runtime), "--metadata-json", json.dumps(links(environment)), "--", *entrypoint]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         sys.stderr.write(done.stdout + done.stderr)

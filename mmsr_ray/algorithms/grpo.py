@@ -35,6 +35,7 @@ from ray.tune import PlacementGroupFactory
 from mmsr_ray.algorithms import checkpoints, nonfinite, parts
 from mmsr_ray.algorithms.advantages import group_advantages
 from mmsr_ray.algorithms.during import DuringTraining
+from mmsr_ray.algorithms.exported import Exported
 from mmsr_ray.algorithms.grpo_config import GRPOConfig
 from mmsr_ray.algorithms.keeping import Keeper
 from mmsr_ray.algorithms.ledger import Entry, Ledger
@@ -98,6 +99,7 @@ class GRPO(Algorithm):
         self._watch = Watch()
         self._last_state = self._small_state(learner=None)
         self._publish()
+        self.exported = Exported(self.c, step=self.finished_steps)
         self._set_up_metrics()
         make_callback(
             "on_algorithm_init",
@@ -210,6 +212,7 @@ class GRPO(Algorithm):
     def _tend(self) -> None:
         """While groups are waited for, so the learner idles: a store that died is filled anew, a rank that died is known at once. Raises LearnerError."""
         ranks = {f"learner rank {number}": rank for number, rank in enumerate(self.parts.learners.ranks)}
+        self.exported.now(self.ledger.stages(), len(self.parts.runners.healthy()))
         lost = self._watch.lost({"the weight store": self.parts.store, **ranks})
         if dead := [name for name in lost if name in ranks]:
             raise LearnerError(f"{' and '.join(dead)} died")
@@ -249,11 +252,13 @@ class GRPO(Algorithm):
         if self.c.grpo.staleness > 0:
             record["overlap"] = overlap
         if self.during.due(self.finished_steps):
-            record["evaluation"] = self.during.record(self.finished_steps, self.version, self._actors())
+            with self.exported.evaluating():
+                record["evaluation"] = self.during.record(self.finished_steps, self.version, self._actors())
             record["seconds"]["evaluation"] = record["evaluation"].pop("seconds")
             self.spending.look()  # what an evaluation asks for is no step's
         self.metrics_file.append(record)
         self._log_to_rllib(record)
+        self.exported.step(record)
         self.keeper.keep([entry.result.group for entry in batch[: self.c.grpo.groups_kept]], self.finished_steps)
         self._alarm(record)
 
@@ -305,7 +310,8 @@ class GRPO(Algorithm):
 
     def _measure(self, label: str) -> list[dict[str, Any]]:
         """Rows of the current weights over the test questions, on the runners that train: no engine is started for it."""
-        rows = measure_rows(self.c, self._actors(), label, self.folder)
+        with self.exported.evaluating():
+            rows = measure_rows(self.c, self._actors(), label, self.folder)
         self.spending.look()  # what an evaluation asks for is no step's
         return rows
 

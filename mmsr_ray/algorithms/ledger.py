@@ -96,6 +96,11 @@ class Ledger:
     def ready(self) -> list[Entry]:
         return self._staged(Stage.READY)
 
+    def stages(self) -> dict[str, int]:
+        """How many groups are charged now, by stage."""
+        counts = Counter(entry.stage for entry in self._entries.values())
+        return {str(stage): counts[stage] for stage in Stage}
+
     def _staged(self, stage: Stage) -> list[Entry]:
         return sorted((e for e in self._entries.values() if e.stage is stage), key=lambda e: e.order)
 

@@ -96,6 +96,9 @@ class LearnerRank:
         self._skipped_in_a_row = 0
         self._published = False
 
+    def __repr__(self) -> str:
+        return f"learner rank {self._rank} of {self._config.run.name}"  # in Ray's dashboard and logs
+
     # ------------------------------------------------------------------------------------------------ start
 
     def address(self) -> tuple[str, int]:

@@ -29,6 +29,8 @@ from mmsr_ray.agent.prompts import PromptSet
 from mmsr_ray.agent.seeds import seed_of
 from mmsr_ray.config import Config, RewardConfig, from_dict
 from mmsr_ray.evaluation.settings import sampling
+from mmsr_ray.metrics.catalogue import ENGINE_REQUESTS
+from mmsr_ray.metrics.exported import gauge
 from mmsr_ray.rewards.judge import Judge
 from mmsr_ray.rewards.score import reward_in_evaluation
 from mmsr_ray.rollout.activity import ActivityClock, Reading, State, TimedGenerate, TimedTools
@@ -67,6 +69,9 @@ class SearchEnvRunner(EnvRunner):
         self._activity = ActivityClock()
         self._at_gate = False  # waiting until an engine may start
         self._times_sent_away = 0
+
+    def __repr__(self) -> str:
+        return f"runner {self.worker_index or 0} of {self._settings.run.name}"  # in Ray's dashboard and logs
 
     # ------------------------------------------------------------------------------------------------ life
 
@@ -114,8 +119,10 @@ class SearchEnvRunner(EnvRunner):
         await self._engine.leave()
 
     async def _watch(self) -> None:
+        inside = gauge(ENGINE_REQUESTS, {"run": self._settings.run.name, "runner": str(self.worker_index or 0)})
         while True:
             await asyncio.sleep(WATCH_SECONDS)
+            inside.set(self._engine.requests)
             await self._exit_if_dead()
 
     async def _exit_if_dead(self) -> None:

@@ -119,16 +119,18 @@ class Ingress:
         self._config = from_dict(settings)
         self._c = self._config.serving
         self._agent, self._weights = agent, weights
+        exported = Exported(self._c.max_requests // self._c.ingress_replicas)
         self._keys, self._limits = Keys(keys), Limits(self._c)
         self._http = open_http(replace(self._config.tools, private_hosts=[]), Redactor())  # what tools may reach, clients may not
-        self._observers = Observers(Exported(), open_tracer(os.environ))
+        self._observers = Observers(exported, open_tracer(os.environ), exported.inside)
 
     # ------------------------------------------------------------------------------------------------ questions
 
     @api.post("/v1/chat/completions")
     async def chat(self, request: Request) -> Response:
-        caller = self._caller(request)
-        asked = read_chat(await self._json(request), self._c.model_name, self._config.data)
+        with self._observers.understanding(request.headers):
+            caller = self._caller(request)
+            asked = read_chat(await self._json(request), self._c.model_name, self._config.data)
         frame = Frame(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), asked.model)
         first, events = await self._begun(asked, caller, frame.id, request)
         if asked.stream:
@@ -137,8 +139,9 @@ class Ingress:
 
     @api.post("/v1/agent")
     async def agent(self, request: Request) -> Response:
-        caller = self._caller(request)
-        asked = read_agent(await self._json(request), self._config.data)
+        with self._observers.understanding(request.headers):
+            caller = self._caller(request)
+            asked = read_agent(await self._json(request), self._config.data)
         first, events = await self._begun(asked, caller, f"ask-{uuid.uuid4().hex}", request)
         return _stream(_as_sent(first, events))
 

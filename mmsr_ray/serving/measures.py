@@ -1,7 +1,8 @@
 """What requests came to, counted from their events: for Prometheus through Ray's metrics, which whatever scrapes Ray sees.
 
 Promise: every request is counted once, however it ends: by its outcome, by the code of its failure, or as "left" where the client
-went away. A tag never holds what a user, a model or the web wrote. `Meter` is pure; `Exported` needs Ray and is thin.
+went away; one that is refused before it is understood has the workflow UNKNOWN. A tag never holds what a user, a model or the web wrote.
+`Meter` is pure; `Exported` needs Ray and is thin.
 """
 
 from __future__ import annotations
@@ -11,14 +12,13 @@ from collections import Counter as Counts
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ray.util.metrics import Counter, Histogram
-
+from mmsr_ray.metrics import catalogue as m
+from mmsr_ray.metrics.exported import counter, gauge, histogram
 from mmsr_ray.serving.events import Event, Failed, Finished, Results, Started
 from mmsr_ray.types import ToolKind
 
 LEFT = "left"
-_SECONDS = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0]
-_TOKENS = [10.0, 30.0, 100.0, 300.0, 1_000.0, 3_000.0, 10_000.0, 30_000.0]
+UNKNOWN = "unknown"
 
 
 @dataclass(slots=True)
@@ -79,17 +79,20 @@ class Meter:
 
 
 class Exported:
-    """To be made in an actor of Ray; takes accounts. Names begin with mmsr_serving_."""
+    """To be made in an actor of Ray; takes accounts. The metrics stand in metrics.catalogue."""
 
-    def __init__(self) -> None:
-        ways = ("workflow", "outcome")
-        self._requests = Counter("mmsr_serving_requests", "Requests that ended", ways)
-        self._seconds = Histogram("mmsr_serving_seconds", "Seconds of a request from its coming in to its end", _SECONDS, ways)
-        self._queued = Histogram("mmsr_serving_queue_seconds", "Seconds until a request was begun", _SECONDS, ("workflow",))
-        self._first = Histogram("mmsr_serving_first_event_seconds", "Seconds until there was something to see", _SECONDS, ("workflow",))
-        self._tokens = Histogram("mmsr_serving_tokens", "Tokens of an episode", _TOKENS, ("workflow", "kind"))
-        self._searches = Counter("mmsr_serving_searches", "Searches of episodes", ("workflow", "kind", "outcome"))
-        self._cost = Counter("mmsr_serving_cost_usd", "What searches cost", ("workflow",))
+    def __init__(self, room: int) -> None:
+        """`room`: questions that this process takes at once."""
+        self._requests, self._seconds = counter(m.SERVED), histogram(m.SERVED_SECONDS)
+        self._queued, self._first = histogram(m.SERVED_QUEUE_SECONDS), histogram(m.SERVED_FIRST_SECONDS)
+        self._tokens, self._searches, self._cost = histogram(m.SERVED_TOKENS), counter(m.SERVED_SEARCHES), counter(m.SERVED_COST)
+        self._open = gauge(m.SERVING_OPEN)
+        self._open.set(0)
+        gauge(m.SERVING_ROOM).set(room)
+
+    def inside(self, count: int) -> None:
+        """So many questions run or wait now."""
+        self._open.set(count)
 
     def __call__(self, account: Account) -> None:
         one = {"workflow": account.workflow}

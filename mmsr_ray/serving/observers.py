@@ -5,14 +5,15 @@ Promise: what watches a stream changes nothing about it, and is closed exactly o
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 from opentelemetry.trace import Tracer
 
 from mmsr_ray.serving.errors import Refused
 from mmsr_ray.serving.events import Event
-from mmsr_ray.serving.measures import Meter, Take
+from mmsr_ray.serving.measures import UNKNOWN, Meter, Take
 from mmsr_ray.serving.tracing import Spans, parent_of
 
 
@@ -47,15 +48,51 @@ class All:
             observer.close()
 
 
+class Present:
+    """`moved` hears 1 when the request comes in and -1, once, when it is over."""
+
+    def __init__(self, moved: Callable[[int], None]) -> None:
+        self._moved, self._closed = moved, False
+        moved(1)
+
+    def on(self, event: Event) -> None:
+        pass
+
+    def refuse(self, code: str) -> None:
+        pass
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._moved(-1)
+
+
 class Observers:
     """Of one process: an observer for each request that comes in."""
 
-    def __init__(self, take: Take, tracer: Tracer) -> None:
-        self._take, self._tracer = take, tracer
+    def __init__(self, take: Take, tracer: Tracer, inside: Callable[[int], None] = lambda _: None) -> None:
+        """`inside` hears how many requests are observed whenever that changes."""
+        self._take, self._tracer, self._inside = take, tracer, inside
+        self._count = 0
 
     def request(self, workflow: str, headers: Mapping[str, str]) -> Observer:
         """`headers` in lower case: they may name the caller's trace."""
-        return All([Meter(workflow, self._take), Spans(self._tracer, workflow, parent_of(headers))])
+        return All([Present(self._moved), Meter(workflow, self._take), Spans(self._tracer, workflow, parent_of(headers))])
+
+    def _moved(self, by: int) -> None:
+        self._count += by
+        self._inside(self._count)
+
+    @contextmanager
+    def understanding(self, headers: Mapping[str, str]) -> Iterator[None]:
+        """While it is found out who asks what: a request that is refused meanwhile is one that ended."""
+        try:
+            yield
+        except Refused as error:
+            observer = self.request(UNKNOWN, headers)
+            observer.refuse(error.code)
+            observer.close()
+            raise
 
 
 async def observed(events: AsyncGenerator[Event, None], observer: Observer) -> AsyncGenerator[Event, None]:

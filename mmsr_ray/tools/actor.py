@@ -67,7 +67,11 @@ class ToolActor:
         def live() -> SearchTools:
             return SearchTools(config, topk, RemoteQuota(quota), bank, keys, share=config.actors, observers=[Exported(home.run)])
 
+        self._seat = home.seat
         self._tools = taped.with_tape(live, config, topk, keys)
+
+    def __repr__(self) -> str:
+        return self._seat  # in Ray's dashboard and logs
 
     async def image_search(self, sha: str, picture: bytes, url: str | None) -> ToolResult:
         return await self._tools.picture_search(sha, picture, url)

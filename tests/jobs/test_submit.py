@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,7 +17,7 @@ from threading import Thread
 
 import pytest
 
-from jobs.submit import ROOT, LocalRay, SubmitError
+from jobs.submit import ROOT, LocalRay, SubmitError, links
 
 SUBMIT = [sys.executable, str(ROOT / "jobs" / "submit.py")]
 JOB = "import os, sys, time, mmsr_ray; print('root', mmsr_ray.__file__, flush=True); time.sleep(float(sys.argv[1])); sys.exit(int(sys.argv[2]))"
@@ -32,6 +34,12 @@ def test_no_secret_is_on_the_command_line() -> None:
     ray = LocalRay(20_000)
     assert ray.environment()["RAY_AUTH_MODE"] == "token"
     assert "token" not in " ".join(ray.command(8))
+
+
+def test_a_job_links_to_its_numbers_where_a_grafana_is_named() -> None:
+    named = {"RAY_GRAFANA_HOST": "http://grafana.monitoring:3000", "RAY_GRAFANA_IFRAME_HOST": "https://grafana.example/"}
+    assert links(named) == {"grafana": "https://grafana.example/d/mmsr"}
+    assert links({}) == links({"RAY_GRAFANA_HOST": "DISABLED"}) == {}
 
 
 @pytest.fixture
@@ -89,6 +97,14 @@ def free_ports() -> int:
     raise RuntimeError("no free ports")
 
 
+def metadata(ray: LocalRay) -> dict[str, str]:
+    """Of the only job, as Ray's dashboard gets it."""
+    request = urllib.request.Request(f"{ray.address}/api/jobs/", headers={"Authorization": f"Bearer {ray.token.read_text()}"})
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=10) as answer:
+        (job,) = [job for job in json.load(answer) if job["submission_id"]]
+    return job["metadata"]
+
+
 def leftovers(ray: LocalRay) -> str:
     shown = subprocess.run(["ps", "-ww", "-eo", "pid,command"], capture_output=True, text=True, check=True).stdout
     return "\n".join(line for line in shown.splitlines() if f"{ray.folder}/" in line)
@@ -108,12 +124,15 @@ def test_log_and_exit_status_come_through_and_the_head_goes(tmp_path: Path) -> N
 def test_sigterm_ends_job_and_head() -> None:
     ray = LocalRay(free_ports())
     command = [*SUBMIT, "--port", str(ray.port), "--num-cpus", "2", "--", "python", "-c", JOB, "300", "0"]
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"RAY_GRAFANA_HOST": "http://grafana.example"})
     try:
         assert running.stdout is not None
         deadline = time.monotonic() + 90
         while "root" not in running.stdout.readline():
             assert time.monotonic() < deadline and running.poll() is None
+        shown = {file.name for file in ray.dashboards.iterdir()}  # Grafana would find ours beside Ray's own
+        assert shown >= {"mmsr.json", "default_grafana_dashboard.json"}
+        assert metadata(ray) == {"grafana": "http://grafana.example/d/mmsr"}
         running.send_signal(signal.SIGTERM)
         assert running.wait(60) == 143
         assert not ray.answers() and leftovers(ray) == ""

@@ -1,9 +1,13 @@
-"""The real application on the tiny policy and the Atlas web: one start for all tests, the last ones change its weights."""
+"""The real application on the tiny policy and the Atlas web: one start for all tests, the last ones change its weights.
+
+It is watched as it would be in production: spans go to an OTLP collector over HTTP, a real Prometheus scrapes what it counts.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import itertools
 import json
 import os
 import signal
@@ -11,6 +15,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +30,14 @@ from mmsr_ray.agent.prompts import PromptSet
 from mmsr_ray.atlas.prepare import point_at, start_web
 from mmsr_ray.atlas.world import World
 from mmsr_ray.config import AtlasConfig, Config, load
+from mmsr_ray.observability.dashboard.panels import SERVING
 from mmsr_ray.rollout.engine import VLLMEngine
 from mmsr_ray.serving.app import start
 from mmsr_ray.serving.keys import Keys
 from mmsr_ray.tools.local import LocalTools
 from mmsr_ray.types import Sample, Sampling, Trajectory
+from tests.prometheus import needed, prometheus
+from tests.serving.collector import Collector, attributes, collecting
 from tests.serving.parrot import write_parrot
 
 pytestmark = pytest.mark.heavy
@@ -45,14 +53,17 @@ class Service:
     config: Config
     url: str
     models: Path
+    collector: Collector
 
     @property
     def client(self) -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=PATIENCE)
 
     def ask(self, workflow: str = "on_demand", **more: Any) -> list[dict[str, Any]]:
+        """`more`: of the body, or `headers`."""
+        headers = more.pop("headers", {})
         body = {"question": SAMPLE.question, "image": DATA_URL, "workflow": workflow} | more
-        with httpx.stream("POST", f"{self.url}/v1/agent", json=body, timeout=PATIENCE) as reply:
+        with httpx.stream("POST", f"{self.url}/v1/agent", json=body, headers=headers, timeout=PATIENCE) as reply:
             assert reply.status_code == 200, reply.read()
             return [json.loads(line.removeprefix("data: ")) for line in reply.iter_lines() if line]
 
@@ -85,14 +96,21 @@ def service(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     config = load(ROOT / "jobs/configs/serve_atlas.yaml", settings)
     web = start_web(AtlasConfig())
     config.tools = point_at(config.tools, web.base)
-    ray.init(address="local", num_cpus=8, include_dashboard=False, namespace=config.run.namespace, log_to_driver=False)
-    try:
-        start(config, Keys([]))
-        yield Service(config, f"http://127.0.0.1:{port}", models)
-    finally:
-        serve.shutdown()
-        ray.shutdown()
-        web.stop()
+    with collecting() as collector, pytest.MonkeyPatch.context() as environment:
+        environment.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", collector.url)
+        environment.setenv("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip")
+        environment.setenv("OTEL_BSP_SCHEDULE_DELAY", "200")  # milliseconds
+        ray.init(
+            address="local", num_cpus=8, include_dashboard=False, namespace=config.run.namespace, log_to_driver=False,
+            _system_config={"metrics_report_interval_ms": 1_000},
+        )  # fmt: skip
+        try:
+            start(config, Keys([]))
+            yield Service(config, f"http://127.0.0.1:{port}", models, collector)
+        finally:
+            serve.shutdown()
+            ray.shutdown()
+            web.stop()
 
 
 def messages() -> list[Any]:
@@ -134,6 +152,59 @@ def test_searches_are_told_as_they_happen(service: Service) -> None:
     assert events[2]["hits"][0]["thumbnail"].startswith("data:image/")
     assert events[-1]["searches"] == 2
     assert events[-1]["weight_version"] == 0
+
+
+def test_each_turn_and_each_search_is_a_span_at_the_collector(service: Service) -> None:
+    trace, caller = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+    events = service.ask("rag", headers={"traceparent": f"00-{trace}-{caller}-01"})
+    wait_until(
+        lambda: any(span.name == "request" for span in service.collector.of(trace))
+    )  # it ends last, and is sent with or after the rest
+    request, *inner = service.collector.of(trace)
+    assert [span.name for span in (request, *inner)] == ["request", "search image", "turn", "search text", "turn"]
+    assert request.parent_span_id.hex() == caller
+    assert {span.parent_span_id for span in inner} == {request.span_id}
+    assert all(before.end_time_unix_nano <= after.start_time_unix_nano for before, after in itertools.pairwise(inner))
+    said = attributes(request)
+    assert (said["gen_ai.usage.input_tokens"], said["gen_ai.usage.output_tokens"], said["mmsr.outcome"]) == (
+        events[-1]["prompt_tokens"],
+        events[-1]["completion_tokens"],
+        "ok",
+    )
+    assert {name for name, _ in service.collector.spans} == {"mmsr-ray"}
+    for secret in (SAMPLE.question.encode(), b"Aldo"):
+        assert not any(secret in body for body in service.collector.bodies)
+
+
+@needed
+def test_prometheus_sees_every_panel_and_every_request_by_its_outcome(service: Service, tmp_path: Path) -> None:
+    (node,) = ray.nodes()
+    targets = [f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}"]
+    with prometheus(tmp_path, {"static_configs": [{"targets": targets}]}) as here:
+
+        def outcomes(workflow: str = ".*") -> dict[str, int]:
+            asked = f'sum by (outcome) (ray_mmsr_serving_requests_total{{workflow=~"{workflow}"}})'
+            return {series["metric"]["outcome"]: int(series["value"][1]) for series in here.ask("query", query=asked)["result"]}
+
+        wait_until(lambda: outcomes().get("ok", 0) > 0)  # of the tests before
+        before = outcomes()
+        post = partial(httpx.post, f"{service.url}/v1/agent", timeout=PATIENCE)
+        assert [post(content=body, headers={"content-type": "application/json"}).status_code for body in ("{", "[]", "{}")] == [400] * 3
+        assert post(json={"question": "Who?", "image": "data:image/png;base64,AAAA"}).status_code == 400
+        model = {"model": "gpt", "messages": messages()}
+        assert httpx.post(f"{service.url}/v1/chat/completions", json=model, timeout=PATIENCE).status_code == 404
+        expected = {"bad_request": 3, "bad_input": 1, "model_not_found": 1}
+        wait_until(lambda: all(outcomes().get(code, 0) >= before.get(code, 0) + count for code, count in expected.items()))
+        assert set(outcomes("unknown")) == {"bad_request", "model_not_found"}  # the picture was looked at when the rest was understood
+        asked = 0
+        deadline = time.monotonic() + PATIENCE
+        while missing := here.missing(SERVING):
+            assert time.monotonic() < deadline, missing
+            service.ask("rag")
+            asked += 1
+            time.sleep(0.5)
+        wait_until(lambda: outcomes()["ok"] >= before["ok"] + asked)
+        assert {code: count - before.get(code, 0) for code, count in outcomes().items()} == expected | {"ok": asked}
 
 
 def test_what_cannot_be_asked_is_a_typed_error(service: Service) -> None:

@@ -12,6 +12,7 @@ from typing import Any, cast
 import httpx
 import openai
 import pytest
+from opentelemetry.trace import NoOpTracer
 from ray import serve
 
 from mmsr_ray.agent.conversation import Parts
@@ -20,6 +21,8 @@ from mmsr_ray.agent.tokens import Codec
 from mmsr_ray.config import AgentConfig, Config, to_dict
 from mmsr_ray.serving.answering import answer
 from mmsr_ray.serving.ingress import Ingress, api
+from mmsr_ray.serving.measures import Account
+from mmsr_ray.serving.observers import Observers
 from mmsr_ray.serving.settings import ServingConfig
 from mmsr_ray.types import Sample, Sampling
 from tests.agent.scripted import Script, Web, png
@@ -99,8 +102,12 @@ def test_the_openai_client(monkeypatch: pytest.MonkeyPatch, codec: Codec) -> Non
 
 
 def test_who_may_not_ask_and_what(monkeypatch: pytest.MonkeyPatch, codec: Codec) -> None:
+    counted: list[Account] = []
+
     async def ask() -> None:
         async with client(monkeypatch, Handle(codec), body_bytes=5_000) as http:
+            ingress: Any = serve.get_replica_context().servable_object
+            ingress._observers = Observers(counted.append, NoOpTracer())
             cases = [
                 ({"headers": {"authorization": "Bearer two"}}, 401, "invalid_api_key"),
                 ({"json": {"question": "Who?"}}, 400, "bad_request"),
@@ -112,6 +119,7 @@ def test_who_may_not_ask_and_what(monkeypatch: pytest.MonkeyPatch, codec: Codec)
             for request, status, code in cases:
                 reply = await http.post("/v1/agent", **({"json": BODY} if "content" not in request else {}) | request)
                 assert (reply.status_code, reply.json()["error"]["code"]) == (status, code), request
+            assert [account.outcome for account in counted] == [code for _, _, code in cases]  # also those who were not understood
             assert (await http.post("/admin/weights", json={"path": "/"})).status_code == 403
             lost = await http.get("/nowhere")
             assert (lost.status_code, lost.json()["error"]["type"]) == (404, "invalid_request_error")

@@ -14,7 +14,7 @@ from opentelemetry.trace import NoOpTracer, StatusCode
 
 from mmsr_ray.serving.errors import Refused
 from mmsr_ray.serving.events import Answer, Event, Failed, Finished, Hit, Reason, Results, Search, Started
-from mmsr_ray.serving.measures import LEFT, Account, Exported, Meter
+from mmsr_ray.serving.measures import LEFT, UNKNOWN, Account, Exported, Meter
 from mmsr_ray.serving.observers import Observers, observed
 from mmsr_ray.serving.tracing import Spans, open_tracer, parent_of
 from mmsr_ray.types import ToolKind
@@ -157,7 +157,8 @@ async def test_a_stream_is_passed_on_unchanged_and_closed_with_its_reader() -> N
             yield event
 
     taken: list[Account] = []
-    observers = Observers(taken.append, NoOpTracer())
+    inside: list[int] = []
+    observers = Observers(taken.append, NoOpTracer(), inside.append)
     assert tuple([event async for event in observed(events(), observers.request("on_demand", {}))]) == ON_DEMAND
     stream = observed(events(), observers.request("on_demand", {}))
     assert await anext(stream) == ON_DEMAND[0]
@@ -166,9 +167,27 @@ async def test_a_stream_is_passed_on_unchanged_and_closed_with_its_reader() -> N
     with pytest.raises(Refused):
         await anext(stream)
     assert [account.outcome for account in taken] == ["ok", LEFT, "overloaded"]
+    assert inside == [1, 0] * 3
+
+
+def test_what_is_refused_before_it_is_understood_is_counted_and_traced() -> None:
+    taken: list[Account] = []
+    inside: list[int] = []
+    memory = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(memory))
+    observers = Observers(taken.append, provider.get_tracer("test"), inside.append)
+    with observers.understanding({}):
+        pass
+    assert taken == [] and inside == []
+    with pytest.raises(Refused), observers.understanding({}):
+        raise Refused("invalid_api_key", "who are you")
+    assert [(account.workflow, account.outcome) for account in taken] == [(UNKNOWN, "invalid_api_key")]
+    assert inside == [1, 0]
+    assert [span.attributes for span in memory.get_finished_spans()] == [{"mmsr.workflow": UNKNOWN, "error.type": "invalid_api_key"}]
 
 
 def test_the_exported_measures_take_every_kind_of_account() -> None:
-    export = Exported()  # Ray's metrics refuse a tag that was not declared
+    export = Exported(room=64)  # Ray's metrics refuse a tag that was not declared
     for workflow, events in (("on_demand", ON_DEMAND), ("rag", RAG), ("", ())):
         export(measured(workflow, events))
