@@ -20,16 +20,20 @@ from mmsr_ray.metrics.steps import Steps, Value
 class Exported:
     """Of one Algorithm. Made when training is about to begin."""
 
-    def __init__(self, config: Config, *, step: int, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, config: Config, clock: Callable[[], float] = time.time) -> None:
         self._gauges = Gauges({"run": config.run.name})
         self._steps, self._clock = Steps(), clock
         self._gauges.set(m.STEPS_WANTED, config.grpo.steps)
         self._gauges.set(m.STALENESS_BOUND, config.grpo.staleness)
         self._gauges.set(m.RUNNERS_WANTED, config.rollout.num_runners)
         self._gauges.set(m.BUDGET, config.tools.budget_usd)
-        self._gauges.set(m.STEP, step)
         self._gauges.set(m.EVALUATING, 0)
         self._set(self._steps.before())
+        self.at(0)
+
+    def at(self, step: int) -> None:
+        """Training goes on from here."""
+        self._gauges.set(m.STEP, step)
         self._progress()
 
     def step(self, record: Mapping[str, Any]) -> None:

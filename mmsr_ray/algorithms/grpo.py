@@ -99,7 +99,7 @@ class GRPO(Algorithm):
         self._watch = Watch()
         self._last_state = self._small_state(learner=None)
         self._publish()
-        self.exported = Exported(self.c, step=self.finished_steps)
+        self.exported = Exported(self.c)
         self._set_up_metrics()
         make_callback(
             "on_algorithm_init",
@@ -343,6 +343,7 @@ class GRPO(Algorithm):
         self.metrics_file.truncate(state["step"])
         self._last_state = state
         self._publish()
+        self.exported.at(self.finished_steps)
 
     def get_checkpointable_components(self) -> list[tuple[str, Checkpointable]]:
         return []  # the ranks write their own folder; nothing of theirs passes through here

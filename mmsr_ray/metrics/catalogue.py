@@ -3,7 +3,8 @@
 Promise: a metric that is exported stands here and nowhere else; a label takes few values, known beforehand (a run, a provider, a kind of
 outcome, a runner), and never what a user, a model or the web wrote. Prometheus sees the names with "ray_" before them, and counters with
 "_total" behind them (`Metric.series`). What is counted rarely is a gauge that only grows while its process lives: Ray cannot say that a
-counter is zero, and Prometheus misses the first step of one that was not there before.
+counter is zero, and Prometheus misses the first step of one that was not there before. Ray tells a histogram's values by the middles of
+their buckets: its `_sum` is not exact, so what is to be added up is a counter of its own.
 """
 
 from __future__ import annotations
@@ -95,6 +96,7 @@ INFRA_ERRORS = _train("infra_errors", "Responses lost so far in this process to 
 SEARCHES_ASKED = _train("searches_asked", "Answers of search services wanted so far in this process")
 SEARCHES_PAID = _train("searches_paid", "Those of them that a service gave; the caches had the others")
 BREAKER_OPENED = _train("breaker_opened", "How often a service was left alone, so far in this process")
+CONCURRENCY = _train("concurrency", "Requests that a service is given at once now, all tool actors together", "provider")
 COST = _train("cost", "What the run's services have charged, earlier submissions included", unit="USD")
 SAVED = _train("saved", "What the caches saved so far in this process", unit="USD")
 BUDGET = _train("budget", "What the run may spend (tools.budget_usd); 0 where there is no limit", unit="USD")
@@ -126,6 +128,7 @@ SERVED_FIRST_SECONDS = Metric(
     "mmsr_serving_first_event_seconds", Kind.HISTOGRAM, "Seconds until there was something to see", ("workflow",), "s", buckets=SLOW
 )
 SERVED_TOKENS = Metric("mmsr_serving_tokens", Kind.HISTOGRAM, "Tokens of an episode", ("workflow", "kind"), "tokens", buckets=LENGTHS)
+SERVED_TOKENS_USED = Metric("mmsr_serving_tokens_used", Kind.COUNTER, "Tokens of episodes", ("workflow", "kind"), "tokens")
 SERVED_SEARCHES = Metric("mmsr_serving_searches", Kind.COUNTER, "Searches of episodes", ("workflow", "kind", "outcome"))
 SERVED_COST = Metric("mmsr_serving_cost_usd", Kind.COUNTER, "What searches cost", ("workflow",), "USD")
 SERVING_OPEN = Metric("mmsr_serving_open_requests", Kind.GAUGE, "Questions that run or wait in an ingress replica now", ())

@@ -42,7 +42,7 @@ def _with(made: M, given: Labels | None) -> M:
 
 
 class Gauges:
-    """Gauges that are made when they are first set."""
+    """Gauges that are made when they are first set, and held: Ray forgets one that nobody holds."""
 
     def __init__(self, given: Labels) -> None:
         self._given, self._made = given, dict[str, Gauge]()

@@ -94,5 +94,8 @@ def _of_the_step(record: Record) -> Iterator[Value]:
     for workflow, row in record.get("evaluation", {}).items():
         if isinstance(row, Mapping) and row.get("accuracy") is not None:
             yield m.EVALUATION, {"workflow": workflow}, float(row["accuracy"])
-    if "cost_usd_total" in record.get("tools", {}):
-        yield m.COST, {}, float(record["tools"]["cost_usd_total"])
+    tools = record.get("tools", {})
+    if "cost_usd_total" in tools:
+        yield m.COST, {}, float(tools["cost_usd_total"])
+    for provider, most in tools.get("concurrency", {}).items():
+        yield m.CONCURRENCY, {"provider": provider}, float(most)

@@ -86,9 +86,10 @@ class Exported:
         self._requests, self._seconds = counter(m.SERVED), histogram(m.SERVED_SECONDS)
         self._queued, self._first = histogram(m.SERVED_QUEUE_SECONDS), histogram(m.SERVED_FIRST_SECONDS)
         self._tokens, self._searches, self._cost = histogram(m.SERVED_TOKENS), counter(m.SERVED_SEARCHES), counter(m.SERVED_COST)
-        self._open = gauge(m.SERVING_OPEN)
+        self._used = counter(m.SERVED_TOKENS_USED)
+        self._open, self._room = gauge(m.SERVING_OPEN), gauge(m.SERVING_ROOM)  # Ray forgets a gauge that nobody holds
         self._open.set(0)
-        gauge(m.SERVING_ROOM).set(room)
+        self._room.set(room)
 
     def inside(self, count: int) -> None:
         """So many questions run or wait now."""
@@ -103,9 +104,10 @@ class Exported:
             self._queued.observe(account.queued, one)
         if account.first is not None:
             self._first.observe(account.first, one)
-        if account.prompt_tokens:
-            self._tokens.observe(account.prompt_tokens, {**one, "kind": "prompt"})
-            self._tokens.observe(account.completion_tokens, {**one, "kind": "completion"})
+        for kind, tokens in (("prompt", account.prompt_tokens), ("completion", account.completion_tokens)):
+            if tokens:
+                self._tokens.observe(tokens, {**one, "kind": kind})
+                self._used.inc(tokens, {**one, "kind": kind})
         for (kind, outcome), count in account.searches.items():
             self._searches.inc(float(count), {**one, "kind": str(kind), "outcome": outcome})
         if account.cost_usd:

@@ -44,8 +44,15 @@ def test_what_is_rare_is_summed_and_there_from_the_start() -> None:
     steps = Steps()
     assert {value for _, _, value in steps.before()} == {0.0}
     prices = {name: section.price for name, section in services(ToolsConfig()).items()}
-    news = {"text_search.answered": 2.0, "cache.query.misses": 2.0, "cache.query.hits": 6.0, "text_search.breaker_opened": 1.0}
-    steps.after(record(tools=step_record(news, prices) | {"cost_usd_total": 1.5}))
+    news = {
+        "text_search.answered": 2.0,
+        "cache.query.misses": 2.0,
+        "cache.query.hits": 6.0,
+        "text_search.breaker_opened": 1.0,
+        "reader.concurrency": 32.0,
+    }
+    first = steps.after(record(tools=step_record(news, prices) | {"cost_usd_total": 1.5}))
+    assert found(first, m.CONCURRENCY, provider="reader") == 32 and found(first, m.COST) == 1.5
     values = steps.after(record())  # of a step in which no tool actor answered
     assert found(values, m.SKIPPED) == 2 and found(values, m.INFRA_ERRORS) == 8 and found(values, m.RESPONSES) == 16
     assert [found(values, m.GROUPS_ENDED, how=how) for how in ("trained", "requeued", "filtered", "given_up")] == [4, 4, 6, 0]

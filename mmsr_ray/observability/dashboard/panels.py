@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mmsr_ray.metrics import catalogue as m
-from mmsr_ray.observability.dashboard.queries import FINE, grown, last, quantile, rate, share, volume
+from mmsr_ray.observability.dashboard.queries import FINE, grown, last, quantile, rate, share
 
 SECONDS, SHARE, USD, BYTES = "s", "percentunit", "currencyUSD", "bytes"  # Grafana's names of units
 
@@ -197,6 +197,11 @@ TOOLS = (
         (Query(f"3600 * {rate(m.TOOL_COST, 'provider')}", "{{provider}}", when="a service has a price"),),
         USD,
     ),
+    Panel(
+        "Requests at once",
+        "How many each service is given at once: halved where it is overloaded, one more for each round that goes through.",
+        (Query(last(m.CONCURRENCY, "provider"), "{{provider}} {{run}}"),),
+    ),
     Panel("Services left alone", "How often a breaker opened, so far.", (Query(last(m.BREAKER_OPENED), "{{run}}"),)),
 )
 
@@ -232,7 +237,17 @@ SERVING = (
         "Those that run or wait, and how many are taken at once before others are refused (serving.max_requests).",
         (Query(f"sum ({m.SERVING_OPEN.series})", "inside"), Query(f"sum ({m.SERVING_ROOM.series})", "room")),
     ),
-    Panel("Tokens per second", "Of prompts and completions.", (Query(volume(m.SERVED_TOKENS, "kind"), "{{kind}}"),)),
+    Panel("Tokens per second", "Of prompts and completions.", (Query(rate(m.SERVED_TOKENS_USED, "kind"), "{{kind}}"),)),
+    Panel(
+        "Tokens of a question",
+        "95 % have at most so many.",
+        (Query(quantile(0.95, m.SERVED_TOKENS, "workflow", "kind"), "{{workflow}} {{kind}}"),),
+    ),
+    Panel(
+        "Requests inside each deployment",
+        "Ray's own count: questions at ingress and agent, turns at the engines.",
+        (Query("sum by (deployment) (ray_serve_replica_processing_queries)", "{{deployment}}"),),
+    ),
     Panel("Searches per second", "By kind and outcome.", (Query(rate(m.SERVED_SEARCHES, "kind", "outcome"), "{{kind}} {{outcome}}"),)),
     Panel(
         "Cost per hour",

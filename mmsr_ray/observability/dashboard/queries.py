@@ -41,12 +41,6 @@ def quantile(share: float, metric: Metric, *by: str, where: tuple[str, ...] = ()
     return f"histogram_quantile({share}, sum by ({', '.join(('le', *by))}) (rate({buckets}[{WINDOW}])))"
 
 
-def volume(metric: Metric, *by: str) -> str:
-    """Of a histogram: the sum of its values, per second."""
-    total = metric.series + "_sum" + series(metric).removeprefix(metric.series)
-    return _sum(f"rate({total}[{WINDOW}])", by)
-
-
 def share(part: str, whole: str) -> str:
     """`part` over `whole`, 0 where there is no such part; both have the same labels."""
     return f"({part} or 0 * {whole}) / {whole}"
