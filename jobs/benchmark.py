@@ -36,7 +36,6 @@ import ray
 from jobs.atlas_stage import world
 from jobs.benchmark_asynchrony import SETTINGS as ASYNCHRONY_SETTINGS
 from jobs.benchmark_asynchrony import asynchrony
-from jobs.benchmark_evaluation import SETTINGS as EVALUATION_SETTINGS
 from jobs.benchmark_evaluation import evaluation
 from jobs.benchmark_faults import SETTINGS as FAULTS_SETTINGS
 from jobs.benchmark_faults import faults
@@ -144,7 +143,6 @@ BY_THEMSELVES: dict[str, Suite] = {
 }
 SUITES = ON_ATLAS | BY_THEMSELVES
 SETTINGS = {  # of a suite, over the config's and under the command line's
-    "evaluation": EVALUATION_SETTINGS,
     "training": TRAINING_SETTINGS,
     "faults": FAULTS_SETTINGS,
     "asynchrony": ASYNCHRONY_SETTINGS,

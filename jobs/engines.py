@@ -68,8 +68,8 @@ def _running(runners: list[ActorHandle], config: Config) -> Iterator[list[ActorH
 
 
 def queue_length(config: Config) -> int:
-    """Questions in flight on one engine: more than it samples at a time, so that its batch stays full while answers travel."""
-    return config.rollout.max_num_seqs + max(1, config.rollout.max_num_seqs // 2)
+    """Questions in flight on one engine: twice what it samples at a time, so that a batch that ends as one finds the next one there."""
+    return 2 * config.rollout.max_num_seqs
 
 
 def _endpoint(config: Config) -> ActorHandle:

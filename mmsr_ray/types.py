@@ -172,6 +172,7 @@ class Sampling:
     temperature: float = 1.0
     max_tokens: int = 2048
     seed: int | None = None
+    logprobs: bool = True  # of the sampled tokens; only what is learned from needs them, and they cost an engine time
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,11 +180,11 @@ class Generation:
     """One model turn as sampled.
 
     `token_ids`, `logprobs` and `versions` have equal length; log-probs are natural, under the sampling temperature,
-    by the weights of the version beside them. `stopped` is False when the turn hit its token limit.
+    by the weights of the version beside them, and None where `Sampling.logprobs` asked for none. `stopped` is False when the turn hit its token limit.
     """
 
     token_ids: list[int]
-    logprobs: list[float]
+    logprobs: list[float] | None
     versions: list[int]
     stopped: bool
     seconds: float = 0.0
@@ -219,7 +220,7 @@ class SealedTokens:
 
     ids: np.ndarray  # int32 [L]
     loss_mask: np.ndarray  # bool [L], True exactly on sampled tokens
-    logprobs: np.ndarray  # float32 [L], rollout log-prob of the token at that index; 0 where loss_mask is False
+    logprobs: np.ndarray | None  # float32 [L], rollout log-prob of the token at that index; 0 where loss_mask is False. None: not learnable
     versions: np.ndarray  # int32 [L], weight version that sampled the token; -1 where loss_mask is False
     grids: np.ndarray  # int32 [N, 3], (t, h, w) in patches
     pictures: tuple[Picture, ...]  # as the model sees them (resized, RGB, PNG), one per grid

@@ -16,7 +16,7 @@ from typing import TypeVar
 from mmsr_ray.agent.dialogue import Dialogue, Message
 from mmsr_ray.agent.grammar import TRUNCATED
 from mmsr_ray.agent.pieces import PictureError, Piece, QuestionError, SizedPicture
-from mmsr_ray.agent.ports import EngineError, Reply, Tools
+from mmsr_ray.agent.ports import EngineError, Reply, TooLong, Tools
 from mmsr_ray.agent.prompts import PromptSet
 from mmsr_ray.agent.seeds import seed_of
 from mmsr_ray.config import AgentConfig
@@ -108,6 +108,8 @@ class Conversation:
             reply = await self._bounded(self.transcript.reply(sampling), "waiting for the engine")
         except EngineError as error:
             raise Ended(Outcome.INFRA_ERROR, f"engine: {error}") from error
+        except TooLong as error:
+            raise Ended(Outcome.POLICY_ERROR, "too long") from error
         finally:
             self.generate_seconds += time.perf_counter() - started
         if not reply.stopped:

@@ -49,7 +49,7 @@ class Dialogue(Protocol):
         ...
 
     async def reply(self, sampling: Sampling) -> Reply:
-        """The model's next turn, added when it came. Raises EngineError."""
+        """The model's next turn, added when it came. Raises EngineError, TooLong."""
         ...
 
     def seal(self) -> SealedTokens:

@@ -16,6 +16,10 @@ class EngineError(RuntimeError):
     """An engine that cannot generate: dead, stuck or asked for the impossible. Infrastructure, never the policy's doing."""
 
 
+class TooLong(RuntimeError):
+    """A conversation that the model's context cannot hold: the policy's affair, as any other answer that it does not give."""
+
+
 class Generate(Protocol):
     """One model turn. Cancelling the call cancels the generation."""
 
@@ -39,7 +43,7 @@ class Complete(Protocol):
     """One model turn of a chat service."""
 
     async def __call__(self, messages: Sequence[dict[str, Any]], sampling: Sampling) -> Reply:
-        """`messages` in OpenAI's shape, the user's last. A refusal is a reply without text. Raises EngineError."""
+        """`messages` in OpenAI's shape, the user's last. A refusal is a reply without text. Raises EngineError, TooLong."""
         ...
 
 

@@ -169,6 +169,7 @@ class Transcript:
         self._ids: list[int] = []
         self._mask: list[bool] = []
         self._logprobs: list[float] = []
+        self._with_logprobs: bool | None = None  # of all model turns or of none; None: there was no turn
         self._versions: list[int] = []
         self._pictures: list[SizedPicture] = []
         self._expanded = 0
@@ -201,9 +202,13 @@ class Transcript:
         n = len(generation.token_ids)
         if not self._ids or self._mask[-1]:
             raise SealError("a model turn without a user message before it")
-        if n == 0 or len(generation.logprobs) != n or len(generation.versions) != n:
-            raise SealError(f"a model turn of {n} tokens with {len(generation.logprobs)} log-probs and {len(generation.versions)} versions")
-        self._append(generation.token_ids, generation.logprobs, generation.versions, sampled=True)
+        logprobs = [0.0] * n if generation.logprobs is None else generation.logprobs
+        if n == 0 or len(logprobs) != n or len(generation.versions) != n:
+            raise SealError(f"a model turn of {n} tokens with {len(logprobs)} log-probs and {len(generation.versions)} versions")
+        if self._with_logprobs not in (None, generation.logprobs is not None):
+            raise SealError("some model turns have log-probs and some have none")
+        self._with_logprobs = generation.logprobs is not None
+        self._append(generation.token_ids, logprobs, generation.versions, sampled=True)
         self._turns += 1
 
     def add_text_turn(self, text: str, version: int = 0) -> None:
@@ -248,14 +253,14 @@ class Transcript:
         return sum(self._mask)
 
     def seal(self) -> SealedTokens:
-        """The learner's view, validated. Raises SealError with what is wrong."""
+        """The learner's view, validated; without log-probs where the engine was asked for none. Raises SealError with what is wrong."""
         ids = np.asarray(self._ids, dtype=np.int32)
         grids = np.asarray(self.grids, dtype=np.int32).reshape(-1, 3)
         repeats = expansion(ids, grids, self._codec.image_pad_id, self._codec.geometry.merge)
         sealed = SealedTokens(
             ids=np.repeat(ids, repeats),
             loss_mask=np.repeat(np.asarray(self._mask, dtype=bool), repeats),
-            logprobs=np.repeat(np.asarray(self._logprobs, dtype=np.float32), repeats),
+            logprobs=None if self._with_logprobs is False else np.repeat(np.asarray(self._logprobs, dtype=np.float32), repeats),
             versions=np.repeat(np.asarray(self._versions, dtype=np.int32), repeats),
             grids=grids,
             pictures=tuple(self.pictures),
@@ -264,7 +269,8 @@ class Transcript:
             raise SealError(f"{sealed.length} tokens sealed, {self._expanded} counted")
         validate_sealed(sealed, pad_id=self._codec.image_pad_id, merge=self._codec.geometry.merge, banned=self._codec.banned_ids)
         for array in (sealed.ids, sealed.loss_mask, sealed.logprobs, sealed.versions, sealed.grids):
-            array.setflags(write=False)
+            if array is not None:
+                array.setflags(write=False)
         return sealed
 
 
@@ -284,9 +290,10 @@ def expansion(compact: np.ndarray, grids: np.ndarray, pad_id: int, merge: int) -
 def validate_sealed(sealed: SealedTokens, *, pad_id: int, merge: int, banned: Sequence[int]) -> None:
     """Every promise of `SealedTokens`, checked. Raises SealError naming the broken one."""
     n, mask = sealed.length, sealed.loss_mask
+    logprobs = np.zeros(n, np.float32) if sealed.logprobs is None else sealed.logprobs
     checks = {
-        "arrays differ in length": all(a.shape == (n,) for a in (mask, sealed.logprobs, sealed.versions)),
-        "wrong dtypes": [a.dtype for a in (sealed.ids, mask, sealed.logprobs, sealed.versions, sealed.grids)]
+        "arrays differ in length": all(a.shape == (n,) for a in (mask, logprobs, sealed.versions)),
+        "wrong dtypes": [a.dtype for a in (sealed.ids, mask, logprobs, sealed.versions, sealed.grids)]
         == [np.int32, np.bool_, np.float32, np.int32, np.int32],
         "pictures and grids differ in number": sealed.grids.shape == (len(sealed.pictures), 3),
     }
@@ -297,8 +304,8 @@ def validate_sealed(sealed: SealedTokens, *, pad_id: int, merge: int, banned: Se
         "a grid that the merge does not divide": not (sealed.grids[:, 1:] % merge).any() and bool((sealed.grids > 0).all()),
         "image pads differ from the pictures' tokens": int((sealed.ids == pad_id).sum()) == image_tokens,
         "a vision token was sampled": not np.isin(sealed.ids[mask], banned).any(),
-        "a log-prob that is no log-prob": bool(np.isfinite(sealed.logprobs).all() and (sealed.logprobs <= 1e-3).all()),
-        "a log-prob outside the sampled tokens": not sealed.logprobs[~mask].any(),
+        "a log-prob that is no log-prob": bool(np.isfinite(logprobs).all() and (logprobs <= 1e-3).all()),
+        "a log-prob outside the sampled tokens": not logprobs[~mask].any(),
         "a sampled token without version": bool((sampled_versions >= 0).all()),
         "a version outside the sampled tokens": bool((sealed.versions[~mask] == -1).all()),
         "versions that go back in time": not (np.diff(sampled_versions) < 0).any(),

@@ -1,7 +1,7 @@
 """Evaluation while training goes on, and the best model so far in the folder `best` of the run.
 
 Promises
-- A step's rows are measured once: a run that is resumed, or that goes back and does the step again, reads them.
+- A step has one life's rows: those of a run that goes back to an earlier step are dropped (`went_back`) and measured anew when it comes there.
 - `best` is a whole model folder at every moment from the first evaluation on, with best.json beside the weights. No later
   checkpoint prunes it, and it only ever gives way to a better one.
 - Nothing that breaks here ends the training: the step is left without its rows, or `best` as it was, and that is told.
@@ -22,7 +22,7 @@ from ray.exceptions import RayError
 
 from mmsr_ray.config import Config
 from mmsr_ray.data.schema import DataError
-from mmsr_ray.evaluation.rows import measure_rows
+from mmsr_ray.evaluation.rows import forget_after, measure_rows
 from mmsr_ray.learner.durable import NotWritten, recover_folder
 from mmsr_ray.learner.group import LearnerError
 from mmsr_ray.tools.errors import BudgetSpent
@@ -65,6 +65,10 @@ class DuringTraining:
 
     def due(self, step: int) -> bool:
         return self._every > 0 and step > 0 and step % self._every == 0
+
+    def went_back(self, step: int) -> None:
+        """The run goes on from the end of `step`. The best model stays: it is what best.json says, whichever life it is of."""
+        forget_after(self._folder, step)
 
     def record(self, step: int, version: int, actors: Sequence[ActorHandle]) -> dict[str, Any]:
         """The group `evaluation` of the step's record: {workflow: numbers, "best_accuracy", "best_step"}, and "seconds".

@@ -341,6 +341,7 @@ class GRPO(Algorithm):
         self.spending.recent = state.get("spending", [])  # checkpoints of before the tools had prices have none
         self.ledger.restart(self.version, self.c.grpo.steps - self.finished_steps)
         self.metrics_file.truncate(state["step"])
+        self.during.went_back(state["step"])
         self._last_state = state
         self._publish()
         self.exported.at(self.finished_steps)

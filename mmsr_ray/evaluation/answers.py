@@ -1,16 +1,15 @@
 """The answers of one evaluation in one SQLite file: what was answered is never asked again.
 
-Promise: what `add` returned from survives a kill at any moment. One process at a time has the file (a lock that ends with the
-process; without shared memory, so that a network file system will do). A file belongs to one set of settings: others are refused with the difference, key by
-key. Pictures of questions are not kept, they lie in the benchmark.
+Promise: what `add` returned from survives a kill at any moment. One process at a time has the file
+(`transactions.open_alone`). A file belongs to one set of settings: others are refused with the difference, key by key. Pictures
+of questions are not kept, they lie in the benchmark.
 """
 
 from __future__ import annotations
 
 import json
-import sqlite3
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -22,11 +21,10 @@ from mmsr_ray.config import ConfigError
 from mmsr_ray.differences import Settings
 from mmsr_ray.evaluation import compatible
 from mmsr_ray.evaluation.trajectories import SCHEMA, TrajectoryRow, pack, unpack
-from mmsr_ray.transactions import transaction
+from mmsr_ray.transactions import open_alone, told_as, transaction
 from mmsr_ray.types import Need, Outcome, TrajectorySummary
 
 FILE = "answers.sqlite"
-BUSY_SECONDS = 10.0  # an earlier submission may be ending
 _TABLES = (
     "create table if not exists facts (name text primary key, value blob not null)",
     "create table if not exists answers (benchmark text, workflow text, uid text, outcome text not null, summary text not null,"
@@ -58,16 +56,8 @@ class Answers:
         """
         self._path = path
         with self._clear():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
+            self._db = open_alone(path, _TABLES)
         try:
-            with self._clear():
-                self._db.execute("pragma locking_mode = exclusive")
-                self._db.execute("pragma journal_mode = wal")
-                self._db.execute("pragma synchronous = full")
-                with transaction(self._db):
-                    for table in _TABLES:
-                        self._db.execute(table)
             self._same_run(json.loads(json.dumps(settings)))
         except BaseException:
             self._db.close()
@@ -129,22 +119,8 @@ class Answers:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._db.close()
 
-    @contextmanager
-    def _clear(self) -> Iterator[None]:
-        """Errors of SQLite as one sentence."""
-        try:
-            yield
-        except (sqlite3.Error, OSError) as error:
-            raise AnswersError(f"{self._path}: {_explained(error)}") from error
-
-
-def _explained(error: Exception) -> str:
-    match getattr(error, "sqlite_errorcode", None):
-        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
-            return "another process holds it, perhaps an earlier submission of this run: wait until it has ended, or stop it"
-        case sqlite3.SQLITE_NOTADB | sqlite3.SQLITE_CORRUPT:
-            return f"it is no sound database ({error}): move it away, and every question is asked anew"
-    return f"answers cannot be kept there ({error}): make room, or make it writable, and submit again; what was answered until now is kept"
+    def _clear(self) -> AbstractContextManager[None]:
+        return told_as(AnswersError, self._path, "answers")
 
 
 def _to_text(summary: TrajectorySummary) -> str:

@@ -2,7 +2,7 @@
 
 Promise: the same workflows, prompts, tools, limits and scores as with an engine; only the turns come from the service. A service
 that is down or limits for longer than a call's deadline is an infrastructure error after the retries, never a wrong answer; a
-refusal is a turn that asks for nothing, so the policy's error. Greedy answers come from the tools' cache when asked for again.
+refusal is a turn that asks for nothing, so the policy's error, and so is a conversation that the service's context cannot hold. Greedy answers come from the tools' cache when asked for again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mmsr_ray.agent.chat import ChatDialogue
 from mmsr_ray.agent.conversation import Parts
 from mmsr_ray.agent.episode import EngineError, Tools, converse
 from mmsr_ray.agent.pictures import Geometry, PictureLimits, Pictures
-from mmsr_ray.agent.ports import Reply
+from mmsr_ray.agent.ports import Reply, TooLong
 from mmsr_ray.agent.prompts import PromptSet
 from mmsr_ray.config import Config, from_dict
 from mmsr_ray.evaluation.settings import sampling
@@ -57,6 +57,8 @@ class Asked:
         (hit,) = result.hits
         assert isinstance(hit, TextHit)
         said = Said.unpacked(hit.summary)
+        if said.too_long:
+            raise TooLong("the service's context cannot hold the conversation")
         return Reply(said.text, said.output_tokens, not said.cut, result.seconds, said.input_tokens)
 
 

@@ -1,7 +1,7 @@
 """Rows of results for one set of weights: every workflow over the test questions, on runners that are up.
 
 Promise: a label's rows are measured once. They are written to the run folder as soon as all of them are there, and a
-run that is restarted reads them back.
+run that is restarted reads them back; what it goes back behind is forgotten (`forget_after`) and measured anew.
 """
 
 from __future__ import annotations
@@ -33,6 +33,13 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
     """All rows of a run folder, in the order in which they were measured."""
     files = sorted((folder / "rows").glob("*.json"), key=lambda file: file.stat().st_mtime)
     return [row for file in files for row in json.loads(file.read_text())]
+
+
+def forget_after(folder: Path, step: int) -> None:
+    """Drop the rows of later training steps: they are of weights that a run that goes back to `step` will not have again."""
+    for file in (folder / "rows").glob("*.json"):
+        if any(row.get("step", step) > step for row in json.loads(file.read_text())):
+            file.unlink()
 
 
 def measure_rows(

@@ -58,8 +58,8 @@ class FindingsConfig:
 
 
 def sampling(c: EvaluationConfig, max_tokens: int, seed: int, uid: str) -> Sampling:
-    """How the answer to a question is sampled; `seed` is run.seed."""
-    return Sampling(c.temperature, max_tokens, seed_of(seed, uid) if c.temperature > 0 else None)
+    """How the answer to a question is sampled; `seed` is run.seed. Nothing is learned from it: demonstrations go in as text."""
+    return Sampling(c.temperature, max_tokens, seed_of(seed, uid) if c.temperature > 0 else None, logprobs=False)
 
 
 def complaint(c: EvaluationConfig, *, judge: bool) -> str:

@@ -122,12 +122,18 @@ def collate(rows: list[Row], *, packed: bool, ids: TokenIds, cache: PatchCache) 
         picture_features=features,
         predict_from=_join(predict, np.int64),
         targets=_join([row.tokens.ids[where] for row, where in zip(rows, sampled, strict=True)], np.int64),
-        rollout_logprobs=_join([row.tokens.logprobs[where] for row, where in zip(rows, sampled, strict=True)], np.float32),
+        rollout_logprobs=_join([_logprobs(row)[where] for row, where in zip(rows, sampled, strict=True)], np.float32),
         advantages=_join([np.full(where.size, row.advantage) for row, where in zip(rows, sampled, strict=True)], np.float32),
         row_of_token=_join(row_of, np.int64),
         tokens_per_row=torch.tensor(counts, dtype=torch.int64),
         real_tokens=sum(row.tokens.length for row in rows),
     )
+
+
+def _logprobs(row: Row) -> np.ndarray:
+    if row.tokens.logprobs is None:
+        raise BatchError("a sequence was sampled without log-probs: it cannot be learned from")
+    return row.tokens.logprobs
 
 
 def _pictures(rows: list[Row], flat_ids: np.ndarray, ids: TokenIds, cache: PatchCache) -> tuple[torch.Tensor, ...]:

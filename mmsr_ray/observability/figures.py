@@ -20,6 +20,7 @@ from mmsr_ray.observability.seeds import Spread, spread
 
 CLASS_COLOURS = {"correct_search": "#059669", "correct_no_search": "#6ee7b7", "wrong_search": "#f59e0b", "wrong_no_search": "#94a3b8"}
 ON_BAR = "#0b1220"  # text on a bar, on either ground
+LETTER = 0.075  # inches of a letter below the axis, about: neighbours' labels must not touch
 ROOM = 1.12  # of an axis above the highest value, for its label
 
 Seeds = Sequence[float | None]  # one value a seed
@@ -28,7 +29,9 @@ Seeds = Sequence[float | None]  # one value a seed
 def bars(groups: Sequence[str], series: Mapping[str, Sequence[Seeds]], *, title: str = "") -> str:
     """Bars side by side in each group: `series` maps a name to the seeds of each group, in percent when drawn."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(max(3.6, 0.9 + 0.75 * len(groups) * max(1, len(series))), 2.9), layout="constrained")
+        longest = max((len(line) for group in groups for line in group.splitlines()), default=0)
+        group_width = max(0.75 * len(series), LETTER * (longest + 2))
+        figure = Figure(figsize=(max(3.6, 0.9 + group_width * len(groups)), 2.9), layout="constrained")
         axes = figure.add_subplot()
         _bars(axes, groups, series)
         if title:

@@ -1,4 +1,4 @@
-"""One vLLM engine: token ids and pictures in, sampled ids with log-probs and weight versions out.
+"""One vLLM engine: token ids and pictures in, sampled ids with log-probs, where they are asked for, and weight versions out.
 
 Promises. Log-probs are those of the distribution that was sampled from: temperature applied, vision tokens excluded,
 no top-p and no top-k. Each token carries the version of the weights that sampled it. An update happens between two
@@ -15,7 +15,7 @@ import itertools
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +78,7 @@ class VLLMEngine:
         self._pixels = PixelCache(PIXEL_CACHE_BYTES)
         self._requests = itertools.count()
         self._version: int | None = None  # None until the first sync
+        self._bias: dict[int, float] | None = None  # bans vision tokens where `ban.Ban` does not
         self._broken: str | None = None
         self._residence: Residence = Paused()
         self._changing = asyncio.Lock()  # one update or leave at a time
@@ -113,7 +114,8 @@ class VLLMEngine:
         began = time.monotonic()
         _set_environment(self._config)
         self._codec = await asyncio.to_thread(load_codec, self._config)
-        self._llm = await asyncio.to_thread(_build, self._config, self._store_name, self._seed)
+        self._llm = await asyncio.to_thread(_build, self._config, self._store_name, self._seed, self._codec.banned_ids)
+        self._bias = None if _bans_by_itself() else dict.fromkeys(self._codec.banned_ids, BAN)
         self._residence = residence(whole=self._config.learner.lora.sync != "adapter")
         await self._llm.update_weight_version(str(FIRST_VERSION))
         await self._warm_up()
@@ -198,9 +200,9 @@ class VLLMEngine:
             max_tokens=sampling.max_tokens,
             seed=sampling.seed,
             stop_token_ids=[self.codec.end_id],
-            logit_bias=dict.fromkeys(self.codec.banned_ids, BAN),
-            logprobs=0,  # of the sampled token alone
-            flat_logprobs=True,
+            logit_bias=self._bias,
+            logprobs=0 if sampling.logprobs else None,  # of the sampled token alone
+            flat_logprobs=sampling.logprobs,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
             skip_clone=True,
@@ -298,28 +300,39 @@ def _set_environment(config: Config) -> None:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch's, read at its first large allocation
     from vllm.platforms import current_platform  # reads the level above when it is imported
 
-    if current_platform.is_cpu() and config.rollout.tensor_parallel == 1:
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    if current_platform.is_cpu():
+        os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # `ban.Ban` is written for V1
+        if config.rollout.tensor_parallel == 1:
+            os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 
 
-def _build(config: Config, store_name: str | None, seed: int) -> AsyncLLM:
+def _bans_by_itself() -> bool:
+    """Whether engines here are given `ban.Ban`."""
+    from vllm.platforms import current_platform
+
+    return current_platform.is_cpu()
+
+
+def _build(config: Config, store_name: str | None, seed: int, banned: Sequence[int]) -> AsyncLLM:
     """Blocking: starts vLLM's processes and loads the model."""
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    return AsyncLLM.from_engine_args(engine_args(config, store_name, seed))
+    return AsyncLLM.from_engine_args(engine_args(config, store_name, seed, banned))
 
 
-def engine_args(config: Config, store_name: str | None, seed: int) -> AsyncEngineArgs:
-    """vLLM's arguments for a config."""
+def engine_args(config: Config, store_name: str | None, seed: int, banned: Sequence[int] = ()) -> AsyncEngineArgs:
+    """vLLM's arguments for a config and for the tokens that are never sampled."""
     from vllm import AsyncEngineArgs
     from vllm.config.weight_transfer import WeightTransferConfig
     from vllm.platforms import current_platform
+
+    from mmsr_ray.rollout.ban import engine_arguments
 
     rollout, agent, model = config.rollout, config.agent, config.model
     max_model_len = rollout.max_model_len or agent.max_total_tokens
     cpu: dict[str, Any] = {}
     if current_platform.is_cpu():
-        cpu = {"kv_cache_memory_bytes": rollout.kv_cache_gib << 30, "block_size": CPU_BLOCK}
+        cpu = {"kv_cache_memory_bytes": rollout.kv_cache_gib << 30, "block_size": CPU_BLOCK, **engine_arguments(banned)}
         if rollout.seeded:
             # Room in one step for whatever can be there: a prompt with a seed that is split over two steps kills vLLM's CPU
             # engine (it rewinds the request's generator by an offset, which CPU generators do not have).
@@ -358,7 +371,7 @@ def _generation(output: RequestOutput, seconds: float) -> Generation:
         versions[span.start : span.end] = int(span.version)
     return Generation(
         token_ids=ids,
-        logprobs=[flat.logprobs[start] for start in flat.start_indices],
+        logprobs=None if flat is None else [flat.logprobs[start] for start in flat.start_indices],
         versions=versions.tolist(),
         stopped=completion.finish_reason == "stop",
         seconds=seconds,

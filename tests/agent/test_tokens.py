@@ -165,6 +165,7 @@ def test_expanded_is_the_expansion_of_compact(codec: Codec, data: st.DataObject)
 def test_the_sealed_view(codec: Codec, prompts: PromptSet) -> None:
     transcript = conversation(codec, prompts)
     sealed = transcript.seal()
+    assert sealed.logprobs is not None
     assert [a.dtype for a in (sealed.ids, sealed.loss_mask, sealed.logprobs, sealed.versions, sealed.grids)] == [
         np.int32, np.bool_, np.float32, np.int32, np.int32]  # fmt: skip
     assert sealed.grids.tolist() == [[1, 6, 4], [1, 2, 2], [1, 2, 4]]
@@ -176,7 +177,24 @@ def test_the_sealed_view(codec: Codec, prompts: PromptSet) -> None:
     assert not sealed.ids.flags.writeable
 
 
+def test_log_probs_are_of_all_turns_or_of_none(codec: Codec) -> None:
+    def told(*logprobs: list[float] | None) -> Transcript:
+        transcript = Transcript(codec)
+        for values in logprobs:
+            transcript.add_user([Own("what?")])
+            transcript.add_generation(Generation([*codec.encode_text("a"), codec.end_id], values, [1, 1], stopped=True))
+        return transcript
+
+    sealed = told(None, None).seal()
+    assert sealed.logprobs is None and sealed.loss_mask.sum() == 4
+    with_them = told([-0.1, 0.0], [-0.1, 0.0]).seal()
+    assert with_them.logprobs is not None and with_them.ids.tolist() == sealed.ids.tolist()
+    with pytest.raises(SealError, match="some model turns have log-probs and some have none"):
+        told(None, [-0.1, 0.0])
+
+
 def _broken(sealed: SealedTokens, codec: Codec, kind: str) -> SealedTokens:
+    assert sealed.logprobs is not None
     ids, logprobs, versions, grids = sealed.ids.copy(), sealed.logprobs.copy(), sealed.versions.copy(), sealed.grids.copy()
     first, last = np.flatnonzero(sealed.loss_mask)[[0, -1]]
     match kind:

@@ -111,11 +111,28 @@ def test_rows_go_to_the_record_and_the_run_folder_and_the_best_is_kept(world: Wo
     ]
 
 
-def test_a_run_that_does_a_step_again_does_not_measure_it_again(world: World) -> None:
+def test_a_step_that_stays_done_is_not_measured_again(world: World) -> None:
     world.at(2, correct=2)
-    again = DuringTraining(world.config, world.folder, world.export).record(2, 105, [])
+    resumed = DuringTraining(world.config, world.folder, world.export)
+    resumed.went_back(2)
+    again = resumed.record(2, 105, [])
     assert world.asked == 4
     assert (again["on_demand"]["accuracy"], again["best_step"]) == (0.5, 2)
+
+
+def test_a_run_that_goes_back_replaces_the_rows_of_its_first_life(world: World) -> None:
+    (world.folder / "rows").mkdir()
+    (world.folder / "rows" / "before_RL.json").write_text(json.dumps([{"name": "before RL, direct"}]))
+    world.at(2, correct=1)
+    world.at(4, correct=3)
+    world.during.went_back(2)
+    assert [r["name"] for r in read_rows(world.folder)] == ["before RL, direct", "at step 2, on_demand"]
+    world.correct = 2
+    again = world.during.record(4, 205, [])
+    assert (again["on_demand"]["accuracy"], again["best_step"], again["best_accuracy"]) == (0.5, 4, 0.75)
+    assert best(world) == (4, 0.75, "3 right"), "it is a model that was, and the better one"
+    (_, _, row) = read_rows(world.folder)
+    assert (row["name"], row["weight_version"], row["accuracy"]) == ("at step 4, on_demand", 205, 0.5)
 
 
 def test_workflows_and_questions_are_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

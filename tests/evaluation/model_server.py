@@ -1,71 +1,58 @@
-"""A chat service on 127.0.0.1 that plays a policy: real HTTP, a key, usage; it can limit, refuse, cut short or fall silent."""
+"""A chat service on 127.0.0.1 that plays a policy; it can limit, refuse, cut short, fall silent, and be choosy about parameters."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from aiohttp import web
 
-KEY = "model+key/with=odd&chars"
+from tests.chat_server import ChatServer, completion, failed
+
 Say = Callable[[Sequence[dict[str, Any]], int], str | dict[str, Any] | web.Response]
 
 
-class ModelServer:
-    """`say(messages, n)` gives the text, a whole choice, or a response of its own; n counts the requests from 1."""
+class ModelServer(ChatServer):
+    """`say(messages, n)` gives the text, a whole choice, or a response of its own; n counts the requests from 1.
+
+    `newer`: refuses what OpenAI's reasoning models refuse, in their words.
+    """
+
+    key = "model+key/with=odd&chars"
+    model = "closed"
 
     def __init__(self, say: Say) -> None:
+        super().__init__()
         self.say = say
-        self.requests: list[dict[str, Any]] = []
-        self.delay = 0.0
-        self.port = 0
-        self._runner: web.AppRunner | None = None
+        self.newer = False
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/v1"
-
-    async def start(self) -> None:
-        app = web.Application(client_max_size=1 << 26)
-        app.router.add_post("/v1/chat/completions", self._complete)
-        app.router.add_get("/v1/models", self._models)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", self.port).start()
-        self.port = self._runner.addresses[0][1]
-
-    async def stop(self) -> None:
-        if self._runner is not None:
-            await self._runner.cleanup()
-            self._runner = None
-
-    def _refused(self, request: web.Request) -> web.Response | None:
-        if request.headers.get("Authorization") == f"Bearer {KEY}":
-            return None
-        return web.json_response({"error": {"message": "Incorrect API key provided"}}, status=401)
-
-    async def _models(self, request: web.Request) -> web.Response:
-        return self._refused(request) or web.json_response({"object": "list", "data": [{"id": "closed"}]})
-
-    async def _complete(self, request: web.Request) -> web.Response:
-        if refused := self._refused(request):
-            return refused
-        asked = await request.json()
-        self.requests.append(asked)
-        await asyncio.sleep(self.delay)
-        said = self.say(asked["messages"], len(self.requests))
+    def answered(self, asked: dict[str, Any], n: int) -> web.Response:
+        if self.newer and (response := _choosy(asked)):
+            return response
+        said = self.say(asked["messages"], n)
         if isinstance(said, web.Response):
             return said
-        choice = said if isinstance(said, dict) else {"finish_reason": "stop", "message": {"role": "assistant", "content": said}}
-        usage = {"prompt_tokens": 100 * len(asked["messages"]), "completion_tokens": 7}
-        return web.json_response({"choices": [{"index": 0, **choice}], "usage": usage})
+        return completion(said, {"prompt_tokens": 100 * len(asked["messages"]), "completion_tokens": 7})
+
+
+def _choosy(asked: dict[str, Any]) -> web.Response | None:
+    if "max_tokens" in asked:
+        said = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+        return failed(400, said, type="invalid_request_error", param="max_tokens", code="unsupported_parameter")
+    if asked.get("temperature", 1) != 1:
+        said = "Unsupported value: 'temperature' does not support 0.0 with this model. Only the default (1) value is supported."
+        return failed(400, said, type="invalid_request_error", param="temperature", code="unsupported_value")
+    return None
 
 
 def limited(after: str) -> web.Response:
-    return web.json_response({"error": {"message": "Rate limit reached"}}, status=429, headers={"Retry-After": after})
+    return failed(429, "Rate limit reached", {"Retry-After": after})
 
 
 def filtered() -> web.Response:
-    error = {"message": "The prompt was filtered", "code": "content_filter"}
-    return web.json_response({"error": error}, status=400)
+    return failed(400, "The prompt was filtered", code="content_filter")
+
+
+def too_long() -> web.Response:
+    said = "This model's maximum context length is 128000 tokens. However, your messages resulted in 130105 tokens."
+    return failed(400, said, type="invalid_request_error", param="messages", code="context_length_exceeded")

@@ -83,7 +83,7 @@ def test_a_kill_loses_nothing_that_add_returned_from(tmp_path: Path) -> None:
 
 
 def test_one_process_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BUSY_SECONDS", 0.1)
+    monkeypatch.setattr("mmsr_ray.transactions.BUSY_SECONDS", 0.1)
     with Answers(tmp_path / "a.sqlite", SETTINGS), pytest.raises(AnswersError, match=r"a\.sqlite: another process holds it"):
         Answers(tmp_path / "a.sqlite", SETTINGS)
     with Answers(tmp_path / "a.sqlite", SETTINGS) as answers:

@@ -24,7 +24,7 @@ from mmsr_ray.tools.local import LocalTools
 from mmsr_ray.tools.tape import TapeMiss
 from mmsr_ray.types import Outcome, Sampling, ToolFailure, ToolKind, Trajectory
 from tests.agent.scripted import Web, picture, sample
-from tests.evaluation.model_server import KEY, ModelServer, filtered, limited
+from tests.evaluation.model_server import ModelServer, filtered, limited, too_long
 from tests.tools.web import configure
 
 ANSWER = "<reason>so</reason><answer>Paris</answer>"
@@ -40,7 +40,7 @@ def in_turn(*texts: str) -> Any:
 
 @pytest_asyncio.fixture
 async def server(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ModelServer]:
-    monkeypatch.setenv("MODEL_KEY", KEY)
+    monkeypatch.setenv("MODEL_KEY", ModelServer.key)
     made = ModelServer(in_turn(ANSWER))
     await made.start()
     yield made
@@ -178,6 +178,28 @@ async def test_what_the_model_does_is_the_policys_affair(server: ModelServer, sa
     assert done.reward is not None and not done.reward.correct
 
 
+async def test_a_conversation_beyond_the_services_context_is_the_policys_affair(server: ModelServer) -> None:
+    server.say = lambda messages, n: IMAGE if len(messages) == 1 else too_long()
+    done = await answered(settings(server))
+    assert (done.outcome, done.detail, len(done.turns), len(server.requests)) == (Outcome.POLICY_ERROR, "too long", 1, 2)
+    assert done.reward is not None and not done.reward.correct
+
+
+async def test_one_that_takes_neither_max_tokens_nor_a_temperature_says_so_once(server: ModelServer) -> None:
+    server.newer = True
+    server.say = in_turn(TEXT, ANSWER)
+    done = await answered(settings(server, attempts=3))
+    assert (done.outcome, done.answer) == (Outcome.OK, "Paris")
+    asked = [{"max_tokens", "max_completion_tokens", "temperature"} & request.keys() for request in server.requests]
+    assert asked == [
+        {"max_tokens", "temperature"},
+        {"max_completion_tokens", "temperature"},
+        {"max_completion_tokens"},
+        {"max_completion_tokens"},
+    ]
+    assert server.requests[-1]["max_completion_tokens"] == 64
+
+
 async def test_a_service_that_limits_for_a_while_is_waited_for(server: ModelServer) -> None:
     server.say = lambda messages, n: limited("0.5") if n <= 2 else ANSWER
     began = time.monotonic()
@@ -194,19 +216,19 @@ async def test_one_that_limits_for_ten_minutes_is_an_infrastructure_failure_and_
     done = await answered(config)
     assert time.monotonic() - began < 5.0
     assert (done.outcome, done.reward, len(server.requests)) == (Outcome.INFRA_ERROR, None, 1)
-    assert "rate_limited" in done.detail and KEY not in done.detail
+    assert "rate_limited" in done.detail and ModelServer.key not in done.detail
     server.say = in_turn(ANSWER)  # the next submission
     assert (await answered(config)).answer == "Paris"
 
 
 @pytest.mark.parametrize("status", [500, 401])
 async def test_a_broken_service_is_infrastructure_and_holds_no_key(server: ModelServer, status: int) -> None:
-    server.say = lambda messages, n: http.json_response({"error": {"message": f"no {KEY}"}}, status=status)
+    server.say = lambda messages, n: http.json_response({"error": {"message": f"no {ModelServer.key}"}}, status=status)
     config = settings(server)
     config.rollout.infra_retries = 1
     done = await answered(config)
     assert (done.outcome, done.reward) == (Outcome.INFRA_ERROR, None)
-    assert KEY not in done.detail
+    assert ModelServer.key not in done.detail
     assert len(server.requests) == (4 if status == 500 else 2), "two attempts of two tries; an account that is refused is asked once"
 
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from mmsr_ray.config import Config, ConfigError, load
 from mmsr_ray.evaluation.metrics import measure
@@ -18,7 +16,7 @@ from mmsr_ray.rollout.env_runner import SearchEnvRunner
 from mmsr_ray.tools.local import LocalTools
 from mmsr_ray.types import Outcome, Sample, Sampling, Trajectory, TrajectorySummary
 from tests.evaluation.test_trajectories import TOKENS
-from tests.rewards.judge_server import KEY, JudgeServer
+from tests.rewards.judge_server import JudgeServer
 from tests.rewards.test_judge import PARAPHRASE, PNG, WRONG, settings
 from tests.rewards.test_score import IMAGE, RIGHT, SAMPLE, TEXT, trajectory
 
@@ -42,15 +40,6 @@ class Scripted(SearchEnvRunner):
         return replace(trajectory(*texts), uid=sample.uid, tokens=TOKENS)
 
 
-@pytest_asyncio.fixture
-async def server(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[JudgeServer]:
-    monkeypatch.setenv("JUDGE_KEY", KEY)
-    made = JudgeServer()
-    await made.start()
-    yield made
-    await made.stop()
-
-
 async def evaluated(config: Config, *uids: str) -> list[TrajectorySummary]:
     async with LocalTools(config) as tools:
         runner = Scripted(config, tools)
@@ -63,31 +52,31 @@ def row(summaries: list[TrajectorySummary]) -> dict[str, Any]:
     return measure(summaries, name="n", split="s", search_limit=2)
 
 
-async def test_the_judge_is_asked_about_every_answer_and_decides_alone(server: JudgeServer) -> None:
-    config = settings(server)
+async def test_the_judge_is_asked_about_every_answer_and_decides_alone(judge: JudgeServer) -> None:
+    config = settings(judge)
     by_rule = row(await evaluated(config, "exact", "wrong"))
-    assert (len(server.requests), by_rule["accuracy"], by_rule["judge"]["judged"]) == (1, 0.5, 1)
+    assert (len(judge.requests), by_rule["accuracy"], by_rule["judge"]["judged"]) == (1, 0.5, 1)
     config.evaluation.judge_all = True
     config.reward.judge_sees_picture = True
     found = row(await evaluated(config, *SAID))
-    assert len(server.requests) == 1 + 3, "nothing was answered, so there is nothing to judge"
-    assert all(request["messages"][1]["content"][0]["type"] == "image_url" for request in server.requests[1:])
+    assert len(judge.requests) == 1 + 3, "nothing was answered, so there is nothing to judge"
+    assert all(request["messages"][1]["content"][0]["type"] == "image_url" for request in judge.requests[1:])
     assert (found["questions"], found["accuracy"], found["exact_match"]) == (4, 0.5, 0.25)
     assert (found["judge"]["judged"], found["judge"]["em"]["both_yes"], found["judge"]["em"]["first_only"]) == (3, 1, 1)
 
 
-async def test_exact_match_never_overrules_the_judge(server: JudgeServer) -> None:
-    config = settings(server)
+async def test_exact_match_never_overrules_the_judge(judge: JudgeServer) -> None:
+    config = settings(judge)
     config.evaluation.judge_all = True
-    server.say = lambda verdict, n: "<judge>No</judge><reason>Not of this picture.</reason>"
+    judge.say = lambda verdict, n: "<judge>No</judge><reason>Not of this picture.</reason>"
     (summary,) = await evaluated(config, "exact")
     assert (summary.correct, summary.em, summary.subem, summary.judged) == (False, True, True, False)
 
 
-async def test_a_judge_that_returns_prose_breaks_the_question_and_does_not_make_it_wrong(server: JudgeServer) -> None:
-    config = settings(server, attempts=2, deadline_seconds=5.0)
+async def test_a_judge_that_returns_prose_breaks_the_question_and_does_not_make_it_wrong(judge: JudgeServer) -> None:
+    config = settings(judge, attempts=2, deadline_seconds=5.0)
     config.evaluation.judge_all = True
-    server.say = lambda verdict, n: "What a lovely answer, I would call it mostly right."
+    judge.say = lambda verdict, n: "What a lovely answer, I would call it mostly right."
     (summary,) = await evaluated(config, "exact")
     assert (summary.outcome, summary.judged, summary.em) == (Outcome.INFRA_ERROR, None, False)
     assert "no verdict of the judge" in summary.detail

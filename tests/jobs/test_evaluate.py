@@ -45,7 +45,7 @@ def asked(web: WebProcess) -> int:
 
 
 def write_config(folder: Path, model: Path, base: str) -> Path:
-    """Questions with a picture each of their own, so that no cache answers for another one."""
+    """Questions with a picture each of their own, and a cache that forgets at once: every question asked is a search."""
     pictures = {sample.image: sample for sample in World(0).samples("test", 4 * QUESTIONS)}
     write_fvqa(folder / "test.parquet", list(pictures.values())[:QUESTIONS])
     config = load(
@@ -56,6 +56,8 @@ def write_config(folder: Path, model: Path, base: str) -> Path:
             f"model.path={model}",
             f"data.train={folder}/test.parquet",
             f"data.test={folder}/test.parquet",
+            f"evaluation.benchmarks=[killed={folder}/test.parquet]",
+            "tools.cache.days=1e-9",
             "evaluation.workflows=[rag]",
             "sft.enabled=false",
             "rollout.max_num_seqs=2",
@@ -80,15 +82,17 @@ def finish(job: subprocess.Popen[str]) -> str:
     return said
 
 
-def rows(folder: Path) -> list[dict[str, Any]]:
-    """Of summary.json, without seconds."""
+def rows(folder: Path) -> dict[str, dict[str, Any]]:
+    """Of summary.json by benchmark, without names and seconds."""
     found = json.loads((folder / "summary.json").read_text())["rows"]
-    return [{key: value for key, value in row.items() if key != "per_question"} for row in found]
+    told = ("name", "split", "benchmark", "per_question")
+    return {row["benchmark"]: {key: value for key, value in row.items() if key not in told} for row in found}
 
 
 def test_a_killed_evaluation_asks_nothing_twice_and_ends_as_if_it_had_not_been(tiny_model: Path, tmp_path: Path, web: WebProcess) -> None:
+    """The second submission asks the same questions once more under another name: that is the evaluation that nobody killed."""
     file = write_config(tmp_path, tiny_model, web.base)
-    killed = start(file, "run.name=killed")
+    killed = start(file)
     deadline = time.monotonic() + PATIENCE
     while asked(web) < QUESTIONS // 2 and time.monotonic() < deadline and killed.poll() is None:
         time.sleep(0.05)
@@ -97,24 +101,24 @@ def test_a_killed_evaluation_asks_nothing_twice_and_ends_as_if_it_had_not_been(t
     killed.wait(timeout=10)
     time.sleep(1.0)  # requests that were under way have arrived
     at_kill = asked(web)
-    folder = tmp_path / "killed"
-    config = load(file, ["run.name=killed"])
+    config = load(file)
+    folder = tmp_path / config.run.name
     with Answers(folder / FILE, to_dict(config) | {"model_files": model_files(config.model.path)}) as answers:
-        kept = answers.answered("test", "rag")
+        kept = answers.answered("killed", "rag")
     assert 0 < len(kept) < QUESTIONS
 
-    whole = start(file, "run.name=whole", "rollout.max_num_seqs=8")  # both at a time: their starts are mostly waiting
-    said = finish(start(file, "run.name=killed", "agent.deadline_seconds=100"))  # less patience is the same evaluation
-    finish(whole)
+    both = f"evaluation.benchmarks=[killed={tmp_path}/test.parquet,whole={tmp_path}/test.parquet]"
+    said = finish(start(file, both, "agent.deadline_seconds=100"))  # less patience is the same evaluation
     assert asked(web) - at_kill == QUESTIONS - len(kept) + QUESTIONS
     assert f"{len(kept)} answers are there already" in said
-    assert rows(folder) == rows(tmp_path / "whole")
-    assert rows(folder)[0]["questions"] == QUESTIONS and rows(folder)[0]["infra_errors"] == 0
-    episodes = [list(read_trajectories(run / "trajectories" / "test-rag.parquet")) for run in (folder, tmp_path / "whole")]
+    found = rows(folder)
+    assert found["killed"] == found["whole"]
+    assert found["killed"]["questions"] == QUESTIONS and found["killed"]["infra_errors"] == 0
+    episodes = [list(read_trajectories(folder / "trajectories" / f"{name}-rag.parquet")) for name in ("killed", "whole")]
     assert [(e.uid, e.answer, e.picture) for e in episodes[0]] == [(e.uid, e.answer, e.picture) for e in episodes[1]]
     assert (folder / "report.html").is_file() and (folder / "browse" / "index.html").is_file() and (folder / "config.yaml").is_file()
 
-    refused = start(file, "run.name=killed", "agent.topk=1")
+    refused = start(file, "agent.topk=1")
     said, _ = refused.communicate(timeout=PATIENCE)
     assert refused.returncode == 2 and "agent.topk was 2 and is 1" in said and "Traceback" not in said
 

@@ -2,74 +2,41 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Callable
 from typing import Any
 
 from aiohttp import web
 
-KEY = "judge+key/with=odd&chars"
+from tests.chat_server import ChatServer, completion, failed
+
 _EXPECTED = re.compile(r"^Expected answer: (.*)$(?:\nAlso accepted: (.*)$)?", re.MULTILINE)
 _ANSWER = re.compile(r"\[answer (\w+) begins\]\n(.*)\n\[answer \1 ends\]", re.DOTALL)
 SYNONYMS = {"the french capital": "paris", "nyc": "new york city"}
 
 
-class JudgeServer:
-    """Answers as the service does: 401 without the key, 400 for a malformed request, usage with every answer.
+class JudgeServer(ChatServer):
+    """Answers as the service does: 400 for a malformed request, usage with every answer.
 
     `say(text, n)` may put other words in its mouth; `status(n)` may fail a request. n counts requests from 1.
     """
 
+    key = "judge+key/with=odd&chars"
+    model = "judge"
+
     def __init__(self) -> None:
-        self.requests: list[dict[str, Any]] = []
+        super().__init__()
         self.say: Callable[[str, int], str] = lambda verdict, n: f"<judge>{verdict}</judge><reason>It is.</reason>"
         self.status: Callable[[int], int] = lambda n: 200
-        self.delay = 0.0
-        self._runner: web.AppRunner | None = None
-        self.port = 0
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/v1"
-
-    async def start(self) -> None:
-        app = web.Application(client_max_size=1 << 24)
-        app.router.add_post("/v1/chat/completions", self._complete)
-        app.router.add_get("/v1/models", self._models)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", self.port).start()
-        self.port = self._runner.addresses[0][1]
-
-    async def stop(self) -> None:
-        if self._runner is not None:
-            await self._runner.cleanup()
-            self._runner = None
-
-    async def _models(self, request: web.Request) -> web.Response:
-        return self._refused(request) or web.json_response({"object": "list", "data": [{"id": "judge"}]})
-
-    def _refused(self, request: web.Request) -> web.Response | None:
-        if request.headers.get("Authorization") == f"Bearer {KEY}":
-            return None
-        return web.json_response({"error": {"message": "Incorrect API key provided"}}, status=401)
-
-    async def _complete(self, request: web.Request) -> web.Response:
-        if refused := self._refused(request):
-            return refused
-        body = await request.json()
-        self.requests.append(body)
-        n = len(self.requests)
-        await asyncio.sleep(self.delay)
+    def answered(self, asked: dict[str, Any], n: int) -> web.Response:
         if self.status(n) != 200:
-            return web.json_response({"error": {"message": "overloaded"}}, status=self.status(n))
-        roles = [message["role"] for message in body["messages"]]
-        if roles != ["system", "user"] or not body["model"] or body["temperature"] != 0.0:
-            return web.json_response({"error": {"message": "malformed"}}, status=400)
-        said = self.say(self._verdict(_text(body["messages"][1]["content"])), n)
-        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": said}}
-        return web.json_response({"choices": [choice], "usage": {"prompt_tokens": 700, "completion_tokens": 20}})
+            return failed(self.status(n), "overloaded")
+        roles = [message["role"] for message in asked["messages"]]
+        if roles != ["system", "user"] or not asked["model"] or asked["temperature"] != 0.0:
+            return failed(400, "malformed")
+        said = self.say(self._verdict(_text(asked["messages"][1]["content"])), n)
+        return completion(said, {"prompt_tokens": 700, "completion_tokens": 20})
 
     @staticmethod
     def _verdict(prompt: str) -> str:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections import Counter
-from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
-import pytest_asyncio
 
 from mmsr_ray.config import Config, ConfigError, ProviderConfig, load
 from mmsr_ray.rewards.judge import ANSWER_CHARS, NO, YES, Case, messages, read_verdict
@@ -20,7 +18,7 @@ from mmsr_ray.tools.local import LocalTools
 from mmsr_ray.tools.providers.chat import inert
 from mmsr_ray.tools.tape import TapeMiss
 from mmsr_ray.types import Outcome, Reward, TextHit, ToolFailure, ToolKind, ToolResult, Trajectory
-from tests.rewards.judge_server import KEY, JudgeServer
+from tests.rewards.judge_server import JudgeServer
 from tests.rewards.test_score import PATHS, RIGHT, SAMPLE, TEXT, trajectory
 from tests.tools.web import configure
 
@@ -33,22 +31,13 @@ def case(answer: str, picture: bytes = b"") -> Case:
     return Case(SAMPLE.question, SAMPLE.answers, answer, picture)
 
 
-def settings(server: JudgeServer, **tools: object) -> Config:
+def settings(judge: JudgeServer, **tools: object) -> Config:
     config = configure("http://127.0.0.1:9", **tools)
     config.tools.judge = ProviderConfig(
-        kind="chat", url=server.url, key_env="JUDGE_KEY", model="judge", rate_per_second=0, timeout_seconds=2.0
+        kind="chat", url=judge.url, key_env="JUDGE_KEY", model="judge", rate_per_second=0, timeout_seconds=2.0
     )
     config.tools.judge.price.per_million_input_tokens = 1.0
     return config
-
-
-@pytest_asyncio.fixture
-async def server(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[JudgeServer]:
-    monkeypatch.setenv("JUDGE_KEY", KEY)
-    made = JudgeServer()
-    await made.start()
-    yield made
-    await made.stop()
 
 
 # ---------------------------------------------------------------------------------------------------- words
@@ -94,9 +83,9 @@ def test_what_is_asked() -> None:
 # ---------------------------------------------------------------------------------------------------- the service
 
 
-async def test_a_verdict_is_asked_once_paid_and_kept(server: JudgeServer) -> None:
-    server.delay = 0.05
-    async with LocalTools(settings(server)) as tools:
+async def test_a_verdict_is_asked_once_paid_and_kept(judge: JudgeServer) -> None:
+    judge.delay = 0.05
+    async with LocalTools(settings(judge)) as tools:
         together = await asyncio.gather(*(tools.judge(case("the French capital")) for _ in range(8)))
         again = await tools.judge(case("The  French capital".replace("The", "the")))
         wrong = await tools.judge(case("Rome"))
@@ -104,44 +93,44 @@ async def test_a_verdict_is_asked_once_paid_and_kept(server: JudgeServer) -> Non
     assert sum(verdict.cost_usd for verdict in together) == pytest.approx(700e-6)
     assert (again.cached, again.cost_usd, again.hits) == (True, 0.0, together[0].hits)
     assert wrong.hits == (TextHit("", "It is.", NO),)
-    assert len(server.requests) == 2
-    assert all(r["top_p"] == 0.1 for r in server.requests)
+    assert len(judge.requests) == 2
+    assert all(r["top_p"] == 0.1 for r in judge.requests)
 
 
-async def test_a_judge_that_stammers_is_asked_again_and_one_that_never_decides_is_infrastructure(server: JudgeServer) -> None:
-    server.say = lambda verdict, n: "<judge>Yes</judge><judge>No</judge>" if n == 1 else f"<think>no?</think><judge>{verdict}</judge>"
-    async with LocalTools(settings(server)) as tools:
+async def test_a_judge_that_stammers_is_asked_again_and_one_that_never_decides_is_infrastructure(judge: JudgeServer) -> None:
+    judge.say = lambda verdict, n: "<judge>Yes</judge><judge>No</judge>" if n == 1 else f"<think>no?</think><judge>{verdict}</judge>"
+    async with LocalTools(settings(judge)) as tools:
         assert (await tools.judge(case("the French capital"))).hits[0].title == YES
-        server.say = lambda verdict, n: "I would rather not say."
+        judge.say = lambda verdict, n: "I would rather not say."
         silent = await tools.judge(case("Rome"))
     assert (silent.failure, silent.hits) == (ToolFailure.BAD_RESPONSE, ())
     assert silent.failure is not None and silent.failure.infra
 
 
 @pytest.mark.parametrize(("status", "failure"), [(500, "unavailable"), (429, "rate_limited"), (400, "rejected"), (402, "rejected")])
-async def test_failures_are_typed_and_hold_no_key(server: JudgeServer, status: int, failure: str) -> None:
-    server.status = lambda n: status
-    async with LocalTools(settings(server, attempts=2, deadline_seconds=4.0)) as tools:
+async def test_failures_are_typed_and_hold_no_key(judge: JudgeServer, status: int, failure: str) -> None:
+    judge.status = lambda n: status
+    async with LocalTools(settings(judge, attempts=2, deadline_seconds=4.0)) as tools:
         verdict = await tools.judge(case("Rome"))
     assert verdict.failure == failure
-    assert KEY not in verdict.detail
+    assert JudgeServer.key not in verdict.detail
 
 
-async def test_check_names_a_judge_that_is_down_or_refuses_the_key(server: JudgeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_check_names_a_judge_that_is_down_or_refuses_the_key(judge: JudgeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JUDGE_KEY", "wrong")
-    async with LocalTools(settings(server)) as tools:
+    async with LocalTools(settings(judge)) as tools:
         assert any("tools.judge" in p and "JUDGE_KEY" in p for p in await tools._tools.problems())
-    await server.stop()
-    async with LocalTools(settings(server)) as tools:
+    await judge.stop()
+    async with LocalTools(settings(judge)) as tools:
         assert any("tools.judge" in p and "nothing answers" in p for p in await tools._tools.problems())
 
 
-async def test_verdicts_are_on_the_tape(server: JudgeServer, tmp_path) -> None:
-    config = settings(server)
+async def test_verdicts_are_on_the_tape(judge: JudgeServer, tmp_path) -> None:
+    config = settings(judge)
     config.tools.tape.mode, config.tools.tape.dir = "record", str(tmp_path / "tape")
     async with LocalTools(config) as tools:
         recorded = await tools.judge(case("the French capital"))
-    await server.stop()
+    await judge.stop()
     config.tools.tape.mode = "replay"
     async with LocalTools(config) as tools:
         assert (await tools.judge(case("the French capital"))).hits == recorded.hits
@@ -164,26 +153,26 @@ async def rewarded(config: Config, tools: LocalTools, *texts: str) -> Reward:
     return reward
 
 
-async def test_rule_or_judge_decides(server: JudgeServer) -> None:
-    config = settings(server)
+async def test_rule_or_judge_decides(judge: JudgeServer) -> None:
+    config = settings(judge)
     async with LocalTools(config) as tools:
         assert (await rewarded(config, tools, RIGHT)).total == 1.0
-        assert not server.requests, "what equals the gold needs no opinion"
+        assert not judge.requests, "what equals the gold needs no opinion"
         paraphrase = await scored(config, tools, TEXT, PARAPHRASE)
         assert paraphrase.reward is not None
         assert (paraphrase.reward.correct, paraphrase.reward.total) == (True, pytest.approx(0.91))
         assert sum(result.cost_usd for result in paraphrase.paid_calls) == pytest.approx(700e-6)
         assert (await rewarded(config, tools, WRONG)).total == pytest.approx(0.1)
         assert (await rewarded(config, tools, TEXT, TEXT, TEXT)).total == 0.0
-        assert len(server.requests) == 2, "no answer, nothing to judge"
+        assert len(judge.requests) == 2, "no answer, nothing to judge"
         config.reward.match = "none"
         assert (await rewarded(config, tools, RIGHT)).correct
-        assert len(server.requests) == 3, "the judge alone"
+        assert len(judge.requests) == 3, "the judge alone"
 
 
-async def test_a_judge_that_is_down_drops_the_rollout_and_never_rewards_it_with_nothing(server: JudgeServer) -> None:
-    config = settings(server, attempts=1, deadline_seconds=2.0)
-    await server.stop()
+async def test_a_judge_that_is_down_drops_the_rollout_and_never_rewards_it_with_nothing(judge: JudgeServer) -> None:
+    config = settings(judge, attempts=1, deadline_seconds=2.0)
+    await judge.stop()
     async with LocalTools(config) as tools:
         ended = await scored(config, tools, PARAPHRASE)
         assert (ended.outcome, ended.reward) == (Outcome.INFRA_ERROR, None)
@@ -193,11 +182,11 @@ async def test_a_judge_that_is_down_drops_the_rollout_and_never_rewards_it_with_
         assert (await rewarded(config, tools, RIGHT)).total == 1.0, "nobody has to be asked about this one"
 
 
-async def test_money_and_tape_that_end_are_told_as_they_are_for_searches(server: JudgeServer, tmp_path) -> None:
-    config = settings(server, budget_usd=1e-9)
+async def test_money_and_tape_that_end_are_told_as_they_are_for_searches(judge: JudgeServer, tmp_path) -> None:
+    config = settings(judge, budget_usd=1e-9)
     async with LocalTools(config) as tools:
         assert (await scored(config, tools, PARAPHRASE)).out_of_money
-    config = settings(server)
+    config = settings(judge)
     config.tools.tape.mode, config.tools.tape.dir = "record", str(tmp_path / "tape")
     async with LocalTools(config) as tools:
         await tools.judge(case("Rome"))

@@ -36,6 +36,12 @@ WAIT = 200.0
 LOGPROB_TOLERANCE = 5e-5  # natural log, float32 on both sides; the difference is the order of summation
 
 
+def told(sampled: Generation | SealedTokens) -> list[float]:
+    """Log-probs, which must be there."""
+    assert sampled.logprobs is not None
+    return list(sampled.logprobs)
+
+
 class Run:
     """A store, a runner and the means to publish changed weights."""
 
@@ -177,8 +183,8 @@ def test_adapters_make_the_weights_that_they_make_merged(run: Run, kinds: list[s
     run.sync_tensors(_named({module: adapter._replace(scale=0.0) for module, adapter in adapters.items()}))
     untrained = run.greedy("what is this?", 1, 2)
     assert sent_alone.token_ids == sent_merged.token_ids
-    np.testing.assert_allclose(sent_alone.logprobs, sent_merged.logprobs, atol=1e-6)
-    assert np.abs(np.array(sent_alone.logprobs) - before.logprobs).max() > 1e-3
+    np.testing.assert_allclose(told(sent_alone), told(sent_merged), atol=1e-6)
+    assert np.abs(np.array(told(sent_alone)) - told(before)).max() > 1e-3
     assert (untrained.token_ids, untrained.logprobs) == (before.token_ids, before.logprobs)
     assert sum(t.nbytes for t in named.values()) < sum(t.nbytes for t in run.weights.values()) / 4
 
@@ -195,7 +201,7 @@ def test_no_cache_survives_an_update(run: Run) -> None:
     run.sync()
     assert (again.token_ids, again.logprobs) == (unseen.token_ids, unseen.logprobs)
     assert cached.token_ids == again.token_ids
-    np.testing.assert_allclose(cached.logprobs, again.logprobs, atol=1e-5)
+    np.testing.assert_allclose(told(cached), told(again), atol=1e-5)
 
 
 def test_a_request_in_flight_goes_on_under_the_new_weights(run: Run) -> None:
@@ -208,7 +214,7 @@ def test_a_request_in_flight_goes_on_under_the_new_weights(run: Run) -> None:
     assert any(set(g.versions) == {old, new} for g in generations)  # an untrained policy may end a turn at once
     for g in generations:
         assert g.versions == sorted(g.versions) and set(g.versions) <= {old, new}
-        assert len(g.versions) == len(g.token_ids) == len(g.logprobs)
+        assert len(g.versions) == len(g.token_ids) == len(told(g))
 
 
 def test_a_request_whose_picture_the_prefix_cache_covers_goes_on_too(run: Run) -> None:
@@ -232,7 +238,7 @@ def test_an_engine_that_left_its_device_comes_back_with_the_weights_asked_for(ru
     ray.get(run.runner.sync_weights.remote(run.version), timeout=WAIT)  # the version it had: it does not hold it any more
     after, kept = ray.get([waiting, frozen], timeout=WAIT)
     assert (after.token_ids, after.logprobs) == (before.token_ids, before.logprobs)
-    assert len(kept.token_ids) == len(kept.logprobs) > 0
+    assert len(kept.token_ids) == len(told(kept)) > 0
     ray.get(run.runner.leave_device.remote(), timeout=WAIT)
     run.sync(1.2)
     assert set(run.greedy("what is this?", 1).versions) == {run.version}
@@ -326,8 +332,14 @@ def _objects_in_store() -> int:
 def test_greedy_is_greedy_and_pictures_matter(run: Run) -> None:
     first, second, other = run.greedy("what is this?", 1), run.greedy("what is this?", 1), run.greedy("what is this?", 2)
     assert first.token_ids == second.token_ids
-    np.testing.assert_allclose(first.logprobs, second.logprobs, atol=1e-5)  # the second time from the caches
+    np.testing.assert_allclose(told(first), told(second), atol=1e-5)  # the second time from the caches
     assert first.logprobs != other.logprobs
+
+
+def test_who_learns_nothing_asks_for_no_log_probs(run: Run) -> None:
+    without = run.on_runner(scripted.generate, "what is this?", (1,), replace(GREEDY, logprobs=False))
+    assert without.logprobs is None
+    assert without.token_ids == run.greedy("what is this?", 1).token_ids
 
 
 def test_vision_tokens_are_never_sampled_and_turns_end_with_the_end_token(run: Run) -> None:
@@ -358,7 +370,7 @@ def test_logprobs_agree_with_transformers(run: Run, tiny_model: Path, temperatur
     run.sync()
     assert len(sealed.pictures) == 4
     expected = _transformers_logprobs(sealed, tiny_model, load_codec(run.config), temperature, scale)
-    difference = np.abs(expected - sealed.logprobs)[sealed.loss_mask]
+    difference = np.abs(expected - told(sealed))[sealed.loss_mask]
     print(f"vLLM against transformers: at most {difference.max():.1e}, mean {difference.mean():.1e}")
     assert difference.max() < LOGPROB_TOLERANCE
 
@@ -414,7 +426,7 @@ def test_rollouts_follow_from_what_they_are_whatever_runs_beside_them(run: Run, 
         tickets = [Ticket(uid, 1, 0, [ray.put(replace(sample, uid=uid, question=f"what is {uid}? " * 12))]) for uid in uids]
         refs = [run.runner.sample_group.options(num_returns=2).remote(ticket, n, 1)[1] for ticket in tickets]
         groups: list[Group] = ray.get(refs, timeout=WAIT)
-        return {g.uid: [(t.index, t.tokens.ids.tolist(), t.tokens.logprobs.tolist()) for t in g.trajectories] for g in groups}
+        return {g.uid: [(t.index, t.tokens.ids.tolist(), told(t.tokens)) for t in g.trajectories] for g in groups}
 
     alone = play(["u3"])
     crowd = play([f"u{i}" for i in range(48)])

@@ -1,26 +1,24 @@
 """What was rolled out, in one SQLite file: a question that has its rollouts is never asked again.
 
-Promise: what `keep` returned from survives a kill at any moment. One process at a time has the file (a lock that ends with the
-process). A file belongs to one policy and its settings: another is refused with the difference.
+Promise: what `keep` returned from survives a kill at any moment. One process at a time has the file
+(`transactions.open_alone`). A file belongs to one policy and its settings: another is refused with the difference.
 """
 
 from __future__ import annotations
 
 import json
-import sqlite3
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from mmsr_ray.data.schema import DataError
 from mmsr_ray.differences import Settings, differences, said
-from mmsr_ray.transactions import transaction
+from mmsr_ray.transactions import open_alone, told_as, transaction
 
 FILE = "rollouts.sqlite"
 NONE_YET = "[]"
-BUSY_SECONDS = 10.0  # an earlier submission may be ending
 _TABLES = (
     "create table if not exists made_by (settings text not null)",
     "create table if not exists rollouts (key text primary key, attempts text not null)",
@@ -37,14 +35,8 @@ class Journal:
         """
         self._path = path
         with self._clear():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
+            self._db = open_alone(path, _TABLES)
         try:
-            with self._clear():
-                for pragma in ("locking_mode = exclusive", "journal_mode = wal", "synchronous = full"):
-                    self._db.execute(f"pragma {pragma}")
-                for table in _TABLES:
-                    self._db.execute(table)
             self._belongs_to(json.loads(json.dumps(settings)))
         except BaseException:
             self._db.close()
@@ -81,12 +73,5 @@ class Journal:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._db.close()
 
-    @contextmanager
-    def _clear(self) -> Iterator[None]:
-        """Errors of SQLite as one sentence."""
-        try:
-            yield
-        except (sqlite3.Error, OSError) as error:
-            if getattr(error, "sqlite_errorcode", None) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-                raise DataError(f"{self._path}: another process has it: wait until the earlier submission has ended, or stop it") from error
-            raise DataError(f"rollouts cannot be kept in {self._path} ({error}): make it writable and submit again") from error
+    def _clear(self) -> AbstractContextManager[None]:
+        return told_as(DataError, self._path, "rollouts")

@@ -1,11 +1,13 @@
 """One request to an OpenAI-compatible chat service: what its answer says, what it counted, and how it refuses.
 
 Promise: `complete` gives text or raises ProviderError, `ask` lets a refusal of the model through as an answer; an account that is
-refused is told apart from a request that is.
+refused is told apart from a request that is. A service that takes no `max_tokens` or no `temperature` says so once: the
+request is sent again, and from then on all go without.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +18,8 @@ from mmsr_ray.tools.errors import AccountError, ProviderError
 from mmsr_ray.tools.http import Http, public
 from mmsr_ray.tools.providers.base import Provider, Usage
 from mmsr_ray.types import ToolFailure
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,8 @@ class ChatService(Provider):
         root = config.url.rstrip("/")
         self._url = root if root.endswith("/chat/completions") else f"{root}/chat/completions"
         self._service = f"{self.role} {public(self._url)}"
+        self._limit = "max_tokens"  # what the service calls it
+        self._takes_temperature = True
 
     async def probe(self, timeout: float) -> str:
         """By GET /models, which is free."""
@@ -54,11 +60,16 @@ class ChatService(Provider):
 
     async def ask(self, messages: Sequence[dict[str, Any]], *, max_tokens: int, **more: Any) -> Message:
         """The answer, at temperature 0 unless `more` says otherwise; `more` goes into the request. A refusal's text is its words."""
-        payload: dict[str, Any] = {"model": self.config.model, "messages": list(messages), "temperature": 0.0, "max_tokens": max_tokens}
+        payload: dict[str, Any] = {"model": self.config.model, "messages": list(messages), "temperature": 0.0, **more}
+        payload[self._limit] = max_tokens
+        if not self._takes_temperature:
+            del payload["temperature"]
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         try:
-            answer = await self.http.json("POST", self._url, payload=payload | more, headers=headers, timeout=self.config.timeout_seconds)
+            answer = await self.http.json("POST", self._url, payload=payload, headers=headers, timeout=self.config.timeout_seconds)
         except ProviderError as error:
+            if self._learns(error, payload):  # another attempt of the guard, so that limits and deadline hold
+                raise ProviderError(error.failure, error.detail, retry=True, status=error.status) from None
             raise self._refusal(error) from None
         try:
             choice = answer["choices"][0]
@@ -68,6 +79,20 @@ class ChatService(Provider):
             raise ProviderError(ToolFailure.BAD_RESPONSE, f"{self._service}: no choices[0].message in the answer") from None
         refused = bool(refusal) or finish == "content_filter"
         return Message(content or _joined(refusal), finish == "length", _usage(answer.get("usage")), refused)
+
+    def _learns(self, error: ProviderError, payload: dict[str, Any]) -> bool:
+        """Whether the service took no parameter that it will not be sent again, as OpenAI's newer models take neither of these."""
+        if error.status != 400 or not _UNSUPPORTED.search(error.detail):
+            return False
+        if "max_tokens" in payload and _THE_LIMIT.search(error.detail):
+            self._limit = "max_completion_tokens"
+            return True
+        if "temperature" in payload and _THE_TEMPERATURE.search(error.detail):
+            if self._takes_temperature:
+                logger.warning("%s takes no temperature: its answers are not greedy, and another run's may differ", self._service)
+            self._takes_temperature = False
+            return True
+        return False
 
     def _refusal(self, error: ProviderError) -> ProviderError:
         if error.status == 402 or _SPENT.search(error.detail):
@@ -92,6 +117,9 @@ def inert(text: str) -> str:
 
 
 _SPECIAL = re.compile(r"<(?=[|｜])|(?<=[|｜])>|(?<=\[)(?=/?INST\])|<(?=/?(?:s|bos|eos|start_of_turn|end_of_turn|think)>)")
+_UNSUPPORTED = re.compile(r"unsupported|not supported|does not support|deprecated|unrecognized", re.I)
+_THE_LIMIT = re.compile(r"[\"'`]max_tokens\b", re.I)
+_THE_TEMPERATURE = re.compile(r"[\"'`]temperature\b", re.I)
 _SPENT = re.compile(r"insufficient[_ ](?:quota|balance|credits|funds)|exceeded your current quota", re.I)
 
 

@@ -33,13 +33,16 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """A turn of the service. `cut`: it hit the limit of tokens; `refused`: the service would not, and `text` is what it said to that."""
+    """A turn of the service. `cut`: it hit the limit of tokens; `refused`: the service would not, and `text` is what it said to that;
+    `too_long`: it would not because the conversation does not fit into its context.
+    """
 
     text: str
     cut: bool
     refused: bool
     input_tokens: int
     output_tokens: int
+    too_long: bool = False
 
     def packed(self) -> str:
         return json.dumps(asdict(self))
@@ -56,16 +59,18 @@ class ChatModel(ChatService):
     about = "conversation"
 
     async def turn(self, request: Request) -> Summary:
-        """A packed `Said`. What the service's filter stops before the model sees it is refused too."""
+        """A packed `Said`. What the service's filter stops before the model sees it is refused too, as is what its context cannot hold."""
         form = {} if request.response_format is None else {"response_format": dict(request.response_format)}
+        too_long = False
         try:
             answer = await self.ask(request.messages, max_tokens=request.max_tokens, temperature=request.temperature, **form)
         except ProviderError as error:
-            if error.status != 400 or not _FILTERED.search(error.detail):
+            too_long = error.status in (400, 413) and bool(_TOO_LONG.search(error.detail))
+            if not too_long and (error.status != 400 or not _FILTERED.search(error.detail)):
                 raise
             answer = Message("", cut=False, usage=Usage(), refused=True)
         usage = answer.usage
-        said = Said(without_thoughts(answer.text), answer.cut, answer.refused, usage.input_tokens, usage.output_tokens)
+        said = Said(without_thoughts(answer.text), answer.cut, answer.refused, usage.input_tokens, usage.output_tokens, too_long)
         return Summary(said.packed(), usage)
 
 
@@ -81,3 +86,6 @@ class NoModel(Provider):
 
 
 _FILTERED = re.compile(r"content[_ ](?:filter|policy)|responsible ?ai|safety", re.IGNORECASE)
+_TOO_LONG = re.compile(
+    r"context[_ ](?:length|window)|(?:prompt|input|request)[a-z ]* (?:is too long|exceeds the maximum)|too many (?:input )?tokens", re.I
+)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from mmsr_ray.data.construction import journal as journal_module
 from mmsr_ray.data.construction.journal import NONE_YET, Journal
 from mmsr_ray.data.schema import DataError
 
@@ -26,13 +25,13 @@ with Journal(Path(sys.argv[1]), {SETTINGS!r}) as journal:
 
 
 def test_what_was_kept_survives_a_kill_and_nobody_shares_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal_module, "BUSY_SECONDS", 0.1)
+    monkeypatch.setattr("mmsr_ray.transactions.BUSY_SECONDS", 0.1)
     file = tmp_path / "rollouts.sqlite"
     writer = subprocess.Popen([sys.executable, "-c", WRITER, str(file)], stdout=subprocess.PIPE, text=True)
     try:
         assert writer.stdout is not None
         assert writer.stdout.readline() == "kept\n"
-        with pytest.raises(DataError, match="another process has it"):
+        with pytest.raises(DataError, match="another process holds it"):
             Journal(file, SETTINGS)
     finally:
         os.kill(writer.pid, signal.SIGKILL)
@@ -50,7 +49,7 @@ def test_rollouts_of_another_run_are_refused_with_the_difference(tmp_path: Path)
     with pytest.raises(DataError, match=r"model\.path was 'a' and is 'b'"):
         Journal(file, {"model": {"path": "b"}, "run": {"seed": 0}})
     file.write_bytes(b"no database at all" * 100)
-    with pytest.raises(DataError, match="cannot be kept"):
+    with pytest.raises(DataError, match="no sound database"):
         Journal(file, SETTINGS)
 
 
