@@ -19,6 +19,7 @@ from ray.tune import PlacementGroupFactory
 from jobs.room import free_room, wait_for_room
 from mmsr_ray.config import Config, to_dict
 from mmsr_ray.evaluation.endpoint import EndpointRunner
+from mmsr_ray.nodes import resources
 from mmsr_ray.rollout.env_runner import SearchEnvRunner
 
 logger = logging.getLogger(__name__)
@@ -84,6 +85,7 @@ def _engines(config: Config) -> list[ActorHandle]:
     kind: Any = ray.remote(SearchEnvRunner).options(
         num_cpus=config.rollout.cpus_per_runner,
         num_gpus=config.rollout.gpus_per_runner,
+        resources=resources(config.rollout.node),
         max_restarts=-1,
         max_concurrency=queue_length(config) + EXTRA_CALLS,
     )
@@ -92,7 +94,7 @@ def _engines(config: Config) -> list[ActorHandle]:
 
 def _count(config: Config) -> int:
     rollout = config.rollout
-    asked = {"CPU": rollout.cpus_per_runner, "GPU": rollout.gpus_per_runner}
+    asked = {"CPU": rollout.cpus_per_runner, "GPU": rollout.gpus_per_runner} | resources(rollout.node)
     bundle = {name: amount for name, amount in asked.items() if amount}
     if not bundle:
         return rollout.num_runners or 1

@@ -26,6 +26,7 @@ from mmsr_ray.learner.objective import LossConfig
 from mmsr_ray.learner.objective import complaint as loss_complaint
 from mmsr_ray.learner.settings import LearnerConfig
 from mmsr_ray.learner.settings import complaint as learner_complaint
+from mmsr_ray.nodes import complaint as node_complaint
 from mmsr_ray.observability.trackers.settings import TrackingConfig
 from mmsr_ray.observability.trackers.settings import complaint as tracking_complaint
 from mmsr_ray.rewards.settings import RewardConfig
@@ -150,6 +151,7 @@ class ToolsConfig:
     tape: TapeConfig = field(default_factory=TapeConfig)
     budget_usd: float = 0.0  # of the whole run, over all its submissions; 0: no limit
     actors: int = 2
+    node: str = ""  # custom resource of the nodes that the tool actors may lie on (mmsr_ray/nodes.py); "": any node
     deadline_seconds: float = 60.0  # over one whole call, retries included
     attempts: int = 4
     breaker_failures: int = 16
@@ -169,6 +171,7 @@ class RolloutConfig:
     max_runners: int = 0  # with elastic ones, which join and leave as nodes do; 0: num_runners, none of them
     cpus_per_runner: float = 1.0
     gpus_per_runner: float = 0.0
+    node: str = ""  # custom resource of the nodes that runners may lie on; "": any node
     max_inflight_groups: int = 64  # per runner
     temperature: float = 1.0
     seeded: bool = True  # rollouts follow from run.seed alone; costs nothing that could be measured (CPU: below 1 %)
@@ -211,6 +214,7 @@ class GRPOSettings:
     sync_seconds: float = 300.0  # deadline of one weight sync of one runner
     placement_seconds: float = 1800.0  # how long a run waits for nodes with room for it
     driver_cpus: float = 0.1  # of the process that runs the Algorithm
+    node: str = ""  # custom resource of the nodes that it, the weight store and the data feeder may lie on; "": any node
     groups_kept: int = 1  # groups of each step whose trajectories are written to the run folder
     loss: LossConfig = field(default_factory=LossConfig)
 
@@ -367,6 +371,9 @@ def validate(c: Config) -> None:
         _require(min(prices) >= 0, f"tools.{name}.price must not be negative: it is what the service charges, in USD")
     _require(c.model.dtype in ("bfloat16", "float32", "float16"), f"model.dtype={c.model.dtype!r}: choose bfloat16, float32 or float16")
     _require(c.model.min_pixels <= c.model.max_pixels, "model.min_pixels exceeds model.max_pixels")
+    for name, node in ("rollout", c.rollout.node), ("learner", c.learner.node), ("grpo", c.grpo.node), ("tools", c.tools.node):
+        said = node_complaint(f"{name}.node", node)
+        _require(not said, said)
     said = learner_complaint(c.learner)
     _require(not said, said)
     _require(c.rollout.num_runners >= 0, "rollout.num_runners must be at least 1, or 0 in an evaluation (as many as fit)")

@@ -17,6 +17,7 @@ LOCATIONS = (
     "benchmarks_dir",
     "tape",
     "budget_usd",
+    "node",
     "trackers",
     "tracking",
 )  # settings that say where answers come from, what they may cost or who is told, not what they are

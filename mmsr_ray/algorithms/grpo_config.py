@@ -11,6 +11,7 @@ from typing import Any, Self
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
 from mmsr_ray.config import Config, to_dict
+from mmsr_ray.nodes import resources
 from mmsr_ray.rollout.env_runner import SearchEnvRunner
 
 RUNNER_RESTARTS = 1000  # over a run; a runner that cannot start is caught by rollout.start_seconds long before
@@ -41,6 +42,7 @@ class GRPOConfig(AlgorithmConfig):
             num_env_runners=config.rollout.num_runners,
             num_cpus_per_env_runner=config.rollout.cpus_per_runner,  # type: ignore[arg-type]  # fractions are fine
             num_gpus_per_env_runner=config.rollout.gpus_per_runner,
+            custom_resources_per_env_runner=resources(config.rollout.node),
         )
         made.learners(
             num_learners=config.learner.world_size,

@@ -12,7 +12,8 @@ import itertools
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -32,6 +33,7 @@ from mmsr_ray.config import Config
 from mmsr_ray.data.feeder import start_feeder
 from mmsr_ray.learner.group import LearnerError, LearnerGroup
 from mmsr_ray.learner.objective import longest_answer, resolve
+from mmsr_ray.nodes import resources
 from mmsr_ray.weights.store import publish, start_store, store_name
 
 logger = logging.getLogger(__name__)
@@ -102,19 +104,16 @@ def bundles(config: Config) -> PlacementGroupFactory:
 
     In colocated mode a runner and a rank have one bundle together, and so one card.
     """
+    runner = {"CPU": config.rollout.cpus_per_runner, "GPU": config.rollout.gpus_per_runner} | resources(config.rollout.node)
+    rank = {"CPU": config.learner.cpus_per_rank, "GPU": config.learner.gpus_per_rank} | resources(config.learner.node)
+    algorithm = {"CPU": config.grpo.driver_cpus} | resources(config.grpo.node)
     if config.learner.colocated:
-        shared = {
-            "CPU": config.rollout.cpus_per_runner + config.learner.cpus_per_rank,
-            "GPU": config.rollout.gpus_per_runner + config.learner.gpus_per_rank,
-        }
-        return _bundles([{"CPU": config.grpo.driver_cpus}, *[shared] * config.learner.world_size])
-    runner = {"CPU": config.rollout.cpus_per_runner, "GPU": config.rollout.gpus_per_runner}
-    rank = {"CPU": config.learner.cpus_per_rank, "GPU": config.learner.gpus_per_rank}
-    wanted = [{"CPU": config.grpo.driver_cpus}, *[runner] * config.rollout.num_runners, *[rank] * config.learner.world_size]
-    return _bundles(wanted)
+        shared = dict(Counter(runner) + Counter(rank))
+        return _bundles([algorithm, *[shared] * config.learner.world_size])
+    return _bundles([algorithm, *[runner] * config.rollout.num_runners, *[rank] * config.learner.world_size])
 
 
-def _bundles(wanted: list[dict[str, float]]) -> PlacementGroupFactory:
+def _bundles(wanted: Sequence[Mapping[str, float]]) -> PlacementGroupFactory:
     return PlacementGroupFactory([{name: amount for name, amount in bundle.items() if amount} for bundle in wanted], strategy="PACK")
 
 

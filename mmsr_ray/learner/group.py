@@ -23,6 +23,7 @@ from mmsr_ray.learner.durable import NotWritten, complaint, not_written
 from mmsr_ray.learner.fitting import advice, budgets, largest
 from mmsr_ray.learner.plan import Item, UpdatePlan, plan_update
 from mmsr_ray.learner.settings import on_cuda
+from mmsr_ray.nodes import resources
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +67,7 @@ class LearnerGroup:
         actor = ray.remote(
             num_cpus=learner.cpus_per_rank,
             num_gpus=learner.gpus_per_rank,
+            resources=resources(learner.node),
             max_restarts=0,
             max_task_retries=0,
             runtime_env={"env_vars": environment},

@@ -25,6 +25,7 @@ class LearnerConfig:
     world_size: int = 2
     cpus_per_rank: float = 1.0
     gpus_per_rank: float = 0.0
+    node: str = ""  # custom resource of the nodes that ranks may lie on (mmsr_ray/nodes.py); "": any node
     zero_stage: int = 2
     dtype: str = "float32"  # of compute: float32 | bfloat16 (fp32 master weights)
     device: str = "auto"  # auto | cpu | cuda

@@ -22,6 +22,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
 from mmsr_ray.config import Config, ToolsConfig
+from mmsr_ray.nodes import resources
 from mmsr_ray.rewards.judge import Case
 from mmsr_ray.tools import taped
 from mmsr_ray.tools.errors import ToolsError
@@ -272,7 +273,15 @@ def stop_tools(config: Config) -> None:
 
 def _start(actor: type, name: str, config: Config, **options: Any) -> Any:
     made: Any = ray.remote(actor)
-    return made.options(name=name, namespace=config.run.namespace, get_if_exists=True, num_cpus=0, max_restarts=-1, **options)
+    return made.options(
+        name=name,
+        namespace=config.run.namespace,
+        get_if_exists=True,
+        num_cpus=0,
+        resources=resources(config.tools.node),
+        max_restarts=-1,
+        **options,
+    )
 
 
 def _names(config: Config) -> list[str]:
