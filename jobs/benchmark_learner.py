@@ -19,12 +19,13 @@ import torch
 from jobs.benchmark_rows import row
 from mmsr_ray.config import Config
 from mmsr_ray.learner.batch import Row
-from mmsr_ray.learner.benchmark import GEOMETRY, SHAPES, build, items_of, make_row, timed_portions
+from mmsr_ray.learner.benchmark import GEOMETRY, build, items_of, make_row, timed_portions
 from mmsr_ray.learner.cost import TOKENS_ONLY, CostModel
 from mmsr_ray.learner.model import Policy
 from mmsr_ray.learner.pictures import PatchCache
 from mmsr_ray.learner.plan import UpdatePlan, plan_update
 from mmsr_ray.learner.settings import LearnerConfig
+from mmsr_ray.learner.shapes import SHAPES
 
 ROWS, MEAN, PASSES = 64, 160, 7
 MICRO_BATCH, SMALL_MICRO_BATCH = 2048, 1024

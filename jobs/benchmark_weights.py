@@ -32,7 +32,7 @@ from jobs.connect import connect
 from mmsr_ray.algorithms.grpo_config import GRPOConfig
 from mmsr_ray.algorithms.parts import start_runners
 from mmsr_ray.config import Config
-from mmsr_ray.learner.benchmark import SHAPES, shape_config
+from mmsr_ray.learner.shapes import SHAPES, shape_config
 from mmsr_ray.rollout.measure import update_seconds
 from mmsr_ray.tools.actor import start_tools
 from mmsr_ray.weights.measure import copy_rate, version_bytes, way, weights_of_shape

@@ -24,7 +24,7 @@ from mmsr_ray.evaluation.settings import complaint as evaluation_complaint
 from mmsr_ray.learner.colocation import complaint as colocation_complaint
 from mmsr_ray.learner.objective import LossConfig
 from mmsr_ray.learner.objective import complaint as loss_complaint
-from mmsr_ray.learner.settings import LearnerConfig
+from mmsr_ray.learner.settings import LearnerConfig, MachineConfig
 from mmsr_ray.learner.settings import complaint as learner_complaint
 from mmsr_ray.nodes import complaint as node_complaint
 from mmsr_ray.observability.trackers.settings import TrackingConfig
@@ -253,6 +253,7 @@ class Config:
     tools: ToolsConfig = field(default_factory=ToolsConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
+    machine: MachineConfig = field(default_factory=MachineConfig)
     grpo: GRPOSettings = field(default_factory=GRPOSettings)
     sft: SFTConfig = field(default_factory=SFTConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

@@ -17,18 +17,18 @@ import io
 import json
 import sys
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import Qwen2_5_VLForConditionalGeneration
 
 from mmsr_ray.learner.batch import MicroBatch, Row
 from mmsr_ray.learner.model import Policy, wrap
 from mmsr_ray.learner.pictures import PatchCache, VisionGeometry
 from mmsr_ray.learner.plan import Item, MiniBatch, Portion, plan_update
+from mmsr_ray.learner.shapes import IMAGE_PAD, SHAPES, VISION_END, VISION_START, Shape, shape_config
 from mmsr_ray.learner.step import collate_portion, contribution
 from mmsr_ray.types import Picture, SealedTokens
 
@@ -36,73 +36,11 @@ PEAK_BF16 = {"H100": 989.4e12, "H200": 989.4e12, "A100": 312e12}  # dense, by NV
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 GEOMETRY = VisionGeometry(patch=14, merge=2, temporal_patch=2, mean=CLIP_MEAN, std=CLIP_STD, rescale=1 / 255)
 PICTURE_SIDE, THUMBNAIL_SIDE, THUMBNAILS = 896, 224, 5
-IMAGE_PAD, PADDING, VISION_START, VISION_END = 11, 0, 12, 13
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """The numbers in which released sizes differ."""
-
-    hidden: int
-    intermediate: int
-    layers: int
-    heads: int
-    kv_heads: int
-    vocabulary: int
-    tied: bool
-    vision_depth: int = 32
-    vision_hidden: int = 1280
-    vision_intermediate: int = 3420
-
-
-SHAPES = {
-    "3b": Shape(2048, 11008, 36, 16, 2, 151936, tied=True),
-    "7b": Shape(3584, 18944, 28, 28, 4, 152064, tied=False),
-    # no such Qwen2.5-VL was released: the language model of Qwen2.5-0.5B behind a vision tower of a quarter of the depth
-    "0.5b": Shape(896, 4864, 24, 14, 2, 151936, tied=True, vision_depth=8),
-    "tiny": Shape(128, 384, 2, 4, 2, 600, tied=True, vision_depth=2, vision_hidden=64, vision_intermediate=128),
-}
-
-
-def shape_config(shape: Shape, dtype: torch.dtype = torch.bfloat16) -> Qwen2_5_VLConfig:
-    """Qwen2.5-VL's config with a shape's numbers."""
-    head = shape.hidden // shape.heads
-    return Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": shape.vocabulary,
-            "hidden_size": shape.hidden,
-            "intermediate_size": shape.intermediate,
-            "num_hidden_layers": shape.layers,
-            "num_attention_heads": shape.heads,
-            "num_key_value_heads": shape.kv_heads,
-            "max_position_embeddings": 128_000,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [head // 8, head * 3 // 16, head * 3 // 16]},
-            "tie_word_embeddings": shape.tied,
-            "bos_token_id": None,
-            "pad_token_id": PADDING,
-        },
-        vision_config={
-            "depth": shape.vision_depth,
-            "hidden_size": shape.vision_hidden,
-            "intermediate_size": shape.vision_intermediate,
-            "num_heads": 16 if shape.vision_hidden >= 1280 else 2,
-            "out_hidden_size": shape.hidden,
-            "patch_size": 14,
-            "spatial_merge_size": 2,
-            "temporal_patch_size": 2,
-            "window_size": 112,
-            "fullatt_block_indexes": [i for i in (7, 15, 23, 31) if i < shape.vision_depth] or [shape.vision_depth - 1],
-        },
-        image_token_id=IMAGE_PAD,
-        video_token_id=IMAGE_PAD + 100,
-        vision_start_token_id=VISION_START,
-        vision_end_token_id=VISION_END,
-        tie_word_embeddings=shape.tied,
-        dtype=str(dtype).removeprefix("torch."),
-    )
-
-
-def build(shape: Shape, device: torch.device, *, checkpointing: bool, dtype: torch.dtype = torch.bfloat16) -> Policy:
+def build(
+    shape: Shape, device: torch.device, *, checkpointing: bool, dtype: torch.dtype = torch.bfloat16, plain_layers: int = 0
+) -> Policy:
     """Policy of a shape with random weights, made on the device."""
     default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
@@ -111,7 +49,7 @@ def build(shape: Shape, device: torch.device, *, checkpointing: bool, dtype: tor
             hf = Qwen2_5_VLForConditionalGeneration(shape_config(shape, dtype))
     finally:
         torch.set_default_dtype(default)
-    return wrap(hf, gradient_checkpointing=checkpointing)
+    return wrap(hf, gradient_checkpointing=checkpointing, plain_layers=plain_layers)
 
 
 def _picture(side: int, seed: int) -> Picture:

@@ -137,7 +137,9 @@ def _project_patches(self: nn.Conv3d, patches: torch.Tensor) -> torch.Tensor:
     return out[:, :, None, None, None]
 
 
-def load_policy(path: str | Path, *, dtype: torch.dtype = torch.float32, gradient_checkpointing: bool = False) -> Policy:
+def load_policy(
+    path: str | Path, *, dtype: torch.dtype = torch.float32, gradient_checkpointing: bool = False, plain_layers: int = 0
+) -> Policy:
     """Policy from a folder or hub id of a Qwen2.5-VL model, on the CPU, all parameters trainable, no dropout.
 
     Raises:
@@ -147,13 +149,19 @@ def load_policy(path: str | Path, *, dtype: torch.dtype = torch.float32, gradien
     if config.model_type != "qwen2_5_vl":
         raise ModelError(f"{path} holds a {config.model_type} model: the learner trains qwen2_5_vl")
     hf = Qwen2_5_VLForConditionalGeneration.from_pretrained(path, dtype=dtype, attn_implementation="sdpa")
-    return wrap(hf, gradient_checkpointing=gradient_checkpointing)
+    return wrap(hf, gradient_checkpointing=gradient_checkpointing, plain_layers=plain_layers)
 
 
-def wrap(hf: Qwen2_5_VLForConditionalGeneration, *, gradient_checkpointing: bool = False) -> Policy:
-    """Policy around a model that is already in memory."""
+def wrap(hf: Qwen2_5_VLForConditionalGeneration, *, gradient_checkpointing: bool = False, plain_layers: int = 0) -> Policy:
+    """Policy around a model that is already in memory. `plain_layers` of the language model are not checkpointed.
+
+    They are the last ones: their activations are the first that the backward pass frees, before earlier layers are computed again.
+    """
     if gradient_checkpointing:
         hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        layers: list[Any] = list(hf.model.language_model.layers)
+        for layer in layers[max(0, len(layers) - plain_layers) :]:
+            layer.gradient_checkpointing = False
     hf.config.use_cache = False
     policy = Policy(hf)
     policy.train()

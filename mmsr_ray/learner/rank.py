@@ -124,7 +124,12 @@ class LearnerRank:
         deepspeed.init_distributed("nccl" if cuda else "gloo", timeout=timeout, verbose=False)
         settings = deepspeed_config(self._config)
         # read whole into host memory; ZeRO-3 cuts it up when the engine is built
-        policy = load_policy(self._model_path, dtype=self._dtype, gradient_checkpointing=learner.gradient_checkpointing)
+        policy = load_policy(
+            self._model_path,
+            dtype=self._dtype,
+            gradient_checkpointing=learner.gradient_checkpointing,
+            plain_layers=learner.plain_layers,
+        )
         choose(policy, learner)
         optimizer = torch.optim.AdamW(
             trained_parameters(policy), lr=0.0, betas=(learner.betas[0], learner.betas[1]), weight_decay=learner.weight_decay, fused=True

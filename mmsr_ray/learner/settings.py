@@ -35,6 +35,7 @@ class LearnerConfig:
     memory_share: float = 0.9  # of a device's (or a node's) memory that may be in use at the peak of a tried micro-batch
     packing: str = "auto"  # auto | never | always
     gradient_checkpointing: bool = False
+    plain_layers: int = 0  # of the language model's layers, so many keep their activations all the same: memory for a second forward pass
     freeze_vision: bool = False  # the vision tower keeps its weights
     lora: LoRAConfig = field(default_factory=LoRAConfig)
     offload: str = "none"  # none | optimizer | all: what ZeRO keeps in host memory ("all" adds the weights; stage 3 only)
@@ -47,6 +48,15 @@ class LearnerConfig:
     bucket_bytes: int = 512 << 20
     update_seconds: float = 1800.0  # deadline of one update
     start_seconds: float = 600.0
+
+
+@dataclass
+class MachineConfig:
+    """The cards and nodes that a run is meant for; 0: looked up at start, where that can be. `memory.py` refuses what cannot fit."""
+
+    card_gib: float = 0.0  # memory of one card
+    host_gib: float = 0.0  # of one node
+    cards: int = 0  # of one node; 0: as many as the run uses
 
 
 def on_cuda(c: LearnerConfig) -> bool:
@@ -77,6 +87,11 @@ def _rules(c: LearnerConfig) -> list[tuple[bool, str]]:
         (c.world_size < 1, "world_size must be at least 1"),
         (c.packing not in ("auto", "never", "always"), f"packing={c.packing!r}: choose auto, never or always"),
         (c.micro_batch_tokens < 0, "micro_batch_tokens must be 0 (as many as memory allows) or more"),
+        (c.plain_layers < 0, "plain_layers must be 0 (all layers are checkpointed) or more"),
+        (
+            c.plain_layers > 0 and not c.gradient_checkpointing,
+            "plain_layers names exceptions from learner.gradient_checkpointing: set it to true, or plain_layers to 0",
+        ),
         (c.probe not in ("auto", "always", "never"), f"probe={c.probe!r}: choose auto, always or never"),
         (not 0 < c.memory_share <= 1, f"memory_share={c.memory_share:g}: choose a share above 0 and at most 1"),
     ]

@@ -23,7 +23,8 @@ import ray
 import torch
 from ray.actor import ActorHandle
 
-from mmsr_ray.learner.benchmark import SHAPES, build
+from mmsr_ray.learner.benchmark import build
+from mmsr_ray.learner.shapes import SHAPES
 from mmsr_ray.learner.trainable import checkpoint_weights
 from mmsr_ray.weights.publisher import Bucket, Staging, buckets
 from mmsr_ray.weights.store import publish, pull
