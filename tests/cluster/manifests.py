@@ -1,4 +1,4 @@
-"""The manifests of cluster/ as kubectl renders them, KubeRay's schemas, and what Ray's autoscaler reads from a cluster's groups."""
+"""The manifests of cluster/ as kubectl renders them, and KubeRay's schemas."""
 
 from __future__ import annotations
 
@@ -7,24 +7,19 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
-from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 
-from mmsr_ray.config import Config, load
+from jobs.check_cluster import ROOT, Document, cluster_spec, settings, worker_groups
+from mmsr_ray.config import Config
 
-ROOT = Path(__file__).resolve().parents[2]
 OVERLAYS = sorted(str(file.parent.relative_to(ROOT / "cluster/overlays")) for file in ROOT.glob("cluster/overlays/*/*/kustomization.yaml"))
 KUBERAY = ROOT.parent / "shared" / "kuberay"
 KUBERNETES = "1.34"
-SPEC_OF = {"RayCluster": None, "RayJob": "rayClusterSpec", "RayService": "rayClusterConfig"}
-
-Document = dict[str, Any]
 
 
 @cache
@@ -45,11 +40,6 @@ def ray_document(overlay: str) -> Document:
     return found
 
 
-def cluster_spec(document: Document) -> Document:
-    key = SPEC_OF[document["kind"]]
-    return document["spec"][key] if key else document["spec"]
-
-
 def pod_templates(overlay: str) -> Iterator[Document]:
     for document in render(overlay):
         if document["apiVersion"] == "ray.io/v1":
@@ -66,35 +56,15 @@ def groups(document: Document) -> list[Document]:
     return [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
 
 
-def node_types(document: Document) -> dict[str, Document]:
-    """Group -> resources, min_workers, max_workers: what Ray's own autoscaler makes of the groups."""
-    cluster = {"metadata": {"name": "mmsr", "namespace": "mmsr"}, "spec": cluster_spec(document)}
-    types = _derive_autoscaling_config_from_ray_cr(cluster)["available_node_types"]
-    return {name: kind for name, kind in types.items() if name not in ("head-group", "headgroup")}
+def nodes(document: Document, *, largest: bool) -> list[dict[str, float]]:
+    """Resources of the nodes there are when every group has its largest size, or its least."""
+    return [dict(group.resources) for group in worker_groups(document) for _ in range(group.most if largest else group.least)]
 
 
-def nodes(document: Document, count: str) -> list[dict[str, float]]:
-    """Resources of the nodes there are when every group has its `min_workers` or `max_workers`."""
-    return [kind["resources"] for kind in node_types(document).values() for _ in range(kind[count])]
-
-
-def settings(overlay: str, file: str = "config.yaml") -> Config:
-    """The config that the overlay's ConfigMap holds, as the image would read it (the code lies under /app there)."""
+def config_of(overlay: str, file: str = "config.yaml") -> Config:
+    """The config that the overlay's ConfigMap holds."""
     (text,) = (document["data"][file] for document in render(overlay) if document["kind"] == "ConfigMap")
-    values = yaml.safe_load(text)
-    if "base" in values:
-        values["base"] = values["base"].replace("/app/", f"{ROOT}/")
-    return _load(json.dumps(values))
-
-
-@cache
-def _load(text: str) -> Config:
-    import tempfile
-
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
-        file.write(text)
-        file.flush()
-        return load(file.name)
+    return settings(text)
 
 
 # ---------------------------------------------------------------------------------------------------- schemas

@@ -11,17 +11,15 @@ from typing import Any
 import pytest
 import yaml
 
+from jobs.check_cluster import ROOT, cluster_spec, worker_groups
 from tests.cluster.manifests import (
     OVERLAYS,
-    ROOT,
-    cluster_spec,
     complaints,
+    config_of,
     groups,
-    node_types,
     pod_templates,
     ray_document,
     render,
-    settings,
 )
 
 every_overlay = pytest.mark.parametrize("overlay", OVERLAYS)
@@ -77,22 +75,22 @@ def test_the_operators_own_rules(overlay: str) -> None:
         assert job["shutdownAfterJobFinishes"], "without it ttlSecondsAfterFinished is refused"
         assert job["submitterPodTemplate"]["spec"]["restartPolicy"] == "Never"
         asked = json.loads(job["entrypointResources"])
-        assert all(any(name in kind["resources"] for kind in node_types(document).values()) for name in asked)
+        assert all(any(name in group.resources for group in worker_groups(document)) for name in asked)
 
 
 @every_overlay
 def test_worker_groups_scale_as_their_roles_do(overlay: str) -> None:
     document = ray_document(overlay)
-    types = node_types(document)
-    assert types["tools"]["min_workers"] >= 1 and "GPU" not in types["tools"]["resources"], "the driver needs a node from the start"
-    if "learners" in types:
-        assert types["learners"]["min_workers"] == types["learners"]["max_workers"]
-    if "runners" in types:
-        assert types["runners"]["min_workers"] == 0 < types["runners"]["max_workers"]
+    found = {group.name: group for group in worker_groups(document)}
+    assert found["tools"].least >= 1 and "GPU" not in found["tools"].resources, "the driver needs a node from the start"
+    if "learners" in found:
+        assert found["learners"].least == found["learners"].most
+    if "runners" in found:
+        assert found["runners"].least == 0 < found["runners"].most
     if overlay.endswith(("cluster", "train")):
         assert document["metadata"]["labels"]["ray.io/gang-scheduling-enabled"] == "true"
         budgets = {d["metadata"]["name"]: d["spec"] for d in render(overlay) if d["kind"] == "PodDisruptionBudget"}
-        assert budgets["mmsr-learners"]["minAvailable"] == types["learners"]["min_workers"]
+        assert budgets["mmsr-learners"]["minAvailable"] == found["learners"].least
 
 
 @every_overlay
@@ -176,7 +174,7 @@ def test_volumes_and_configs_are_there(overlay: str) -> None:
         for volume in template["spec"].get("volumes", []):
             assert volume.get("persistentVolumeClaim", {}).get("claimName", "mmsr-shared") in claims
             assert volume.get("configMap", {}).get("name", "mmsr-config") in maps
-    assert settings(overlay).run.dir == "/shared/runs"
+    assert config_of(overlay).run.dir == "/shared/runs"
 
 
 @pytest.mark.parametrize("overlay", [overlay for overlay in OVERLAYS if overlay.endswith("serve")])
@@ -189,6 +187,6 @@ def test_the_service_names_an_application_that_exists(overlay: str) -> None:
     assert len(build.args.args) == 1, "Serve's application builders take the arguments as one dictionary"
     file = application["args"]["config"]
     assert file.startswith("/etc/mmsr/")
-    config = settings(overlay, file.removeprefix("/etc/mmsr/"))
+    config = config_of(overlay, file.removeprefix("/etc/mmsr/"))
     assert config.serving.host == serve["http_options"]["host"], "what Serve binds to decides whether keys are needed"
     assert serve["http_options"]["request_timeout_s"] > config.serving.request_seconds
