@@ -125,6 +125,21 @@ def test_secrets_are_named_and_never_written_down(overlay: str) -> None:
                     assert "value" not in variable and variable["valueFrom"]["secretKeyRef"], variable["name"]
 
 
+def test_the_runbook_makes_every_secret_that_is_named() -> None:
+    runbook = (ROOT / "cluster/README.md").read_text()
+    named = {
+        reference["name"]
+        for overlay in OVERLAYS
+        for template in pod_templates(overlay)
+        for container in template["spec"]["containers"]
+        for reference in (
+            *(source["secretRef"] for source in container.get("envFrom", [])),
+            *(variable["valueFrom"]["secretKeyRef"] for variable in container.get("env", []) if "valueFrom" in variable),
+        )
+    }
+    assert named == {"mmsr-redis", "mmsr-keys", "mmsr-hub", "mmsr-api-keys"} and all(name in runbook for name in named)
+
+
 @every_overlay
 def test_probes_look_at_what_lives(overlay: str) -> None:
     for template in pod_templates(overlay):
