@@ -7,7 +7,11 @@ Promise: the job goes through `ray job submit`, its log is followed here, and it
   one machine do not meet. Only processes of our own head are ever stopped.
 - Ray's control ports listen on every interface, whatever address they are given. So the local Ray demands a token,
   which lies in a folder that only this user can read.
-- Ctrl-C ends the following, not the job; SIGTERM ends both.
+- Ctrl-C ends the following, not the job; SIGTERM ends both (with `--address`, the following alone).
+- A job with an `--id` runs once at a time: while it runs, submitting it again follows it; after its end, it starts anew, and goes
+  on where it stopped.
+- A cluster whose nodes have nothing but Ray: `--install gpu` has each of them install this checkout and what it needs. Keys are
+  never sent: they are read from the environment of the nodes.
 """
 
 from __future__ import annotations
@@ -33,12 +37,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the jobs package, when this file is run as a script
+
+from jobs.submission import Driver, again, identity_of
+
 log = logging.getLogger("submit")
 ROOT = Path(__file__).resolve().parent.parent
 START_SECONDS = 90.0
 STOP_SECONDS = 40.0  # Ray drains a node for up to 30
 DASHBOARD = ROOT / "cluster" / "monitoring" / "mmsr.json"  # for the Grafana that Ray's dashboard embeds
-EXCLUDES = [".git", ".venv", "runs"]  # of what is shipped to the cluster, beside what .gitignore names
 
 
 class SubmitError(RuntimeError):
@@ -79,7 +86,8 @@ class LocalRay:
 
     def environment(self) -> dict[str, str]:
         """Of the head, and so of every process of every job on it."""
-        return os.environ | {
+        others = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_TOKEN"}  # of another Ray, and it would win
+        return others | {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.token),
             "RAY_USAGE_STATS_ENABLED": "0",
@@ -111,7 +119,7 @@ class LocalRay:
         except OSError:
             return False
 
-    def start(self, num_cpus: int) -> None:
+    def start(self, num_cpus: int, resources: dict[str, float] | None = None) -> None:
         """Start the head in a session of its own, so that it outlives us where it should. Raises SubmitError."""
         for port in range(self.port, self.port + 4):
             with socket.socket() as probe:
@@ -129,7 +137,7 @@ class LocalRay:
         begun = time.monotonic()
         with (self.folder / "head.log").open("w") as out:
             head = subprocess.Popen(
-                self.command(num_cpus),
+                [*self.command(num_cpus), f"--resources={json.dumps(resources or {})}"],
                 env=self.environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
@@ -198,14 +206,11 @@ def links(environment: Mapping[str, str]) -> dict[str, str]:
     return {"grafana": f"{grafana.rstrip('/')}/d/mmsr"} if "://" in grafana else {}
 
 
-def submit(address: str, entrypoint: list[str], environment: dict[str, str]) -> str:
+def submit(address: str, entrypoint: list[str], environment: dict[str, str], identity: str, driver: Driver) -> str:
     """`ray job submit`; returns the submission id. Raises SubmitError."""
-    name = next((Path(part).stem for part in entrypoint if part.endswith(".py")), "job")
-    identity = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     ray = str(Path(sys.executable).with_name("ray"))
-    runtime = {"excludes": EXCLUDES, "env_vars": {"PYTHONUNBUFFERED": "1", "RAY_USAGE_STATS_ENABLED": "0"}}
     command = [ray, "job", "submit", "--address", address, "--submission-id", identity, "--no-wait", "--working-dir", str(ROOT)]
-    command += ["--runtime-env-json", json.dumps(runtime), "--metadata-json", json.dumps(links(environment)), "--", *entrypoint]
+    command += ["--metadata-json", json.dumps(links(environment)), *driver.options(), "--", *entrypoint]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         sys.stderr.write(done.stdout + done.stderr)
@@ -271,13 +276,14 @@ def release(ray: LocalRay, *, keep_logs: bool) -> None:
 def run_local(ray: LocalRay, entrypoint: list[str], num_cpus: int) -> int:
     """Submit to this checkout's Ray, which is started before and stopped after where nobody else uses it."""
     environment = ray.environment()
+    os.environ.pop("RAY_AUTH_TOKEN", None)
     os.environ.update({key: environment[key] for key in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")})
     with ray.locked():
         if not ray.answers():
             ray.start(num_cpus)
     status, identity, abandoned = 1, "", False
     try:
-        identity = submit(ray.address, entrypoint, environment)
+        identity = submit(ray.address, entrypoint, environment, identity_of(entrypoint), Driver())
         log.info("submit: job %s runs; Ctrl-C leaves it running, make stop ends it", identity)
         status = asyncio.run(follow(ray.address, identity))
     except KeyboardInterrupt:
@@ -296,6 +302,30 @@ def run_local(ray: LocalRay, entrypoint: list[str], num_cpus: int) -> int:
     return status
 
 
+def run_remote(address: str, entrypoint: list[str], wanted: str, driver: Driver) -> int:
+    """Submit to a cluster of others, which stays as it is; with `wanted`, an id, unless that job runs there already."""
+    from ray.job_submission import JobSubmissionClient
+
+    identity, runs = identity_of(entrypoint), False
+    if wanted:
+        try:
+            jobs = JobSubmissionClient(address).list_jobs()
+        except (RuntimeError, ConnectionError) as error:
+            raise SubmitError(f"{address} does not tell its jobs: {error}") from error
+        identity, runs = again(wanted, {job.submission_id: job.status.is_terminal() for job in jobs if job.submission_id})
+    if runs:
+        log.info("submit: job %s runs already; following it", identity)
+    else:
+        submit(address, entrypoint, dict(os.environ), identity, driver)
+        log.info("submit: job %s runs; Ctrl-C leaves it running, ray job stop --address %s %s ends it", identity, address, identity)
+    try:
+        return asyncio.run(follow(address, identity))
+    except KeyboardInterrupt:
+        return 130
+    except Terminated:
+        return 143
+
+
 def _terminate(_signal: int, _frame: object) -> None:
     raise Terminated
 
@@ -303,6 +333,14 @@ def _terminate(_signal: int, _frame: object) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--address", help="of a cluster's dashboard, such as http://head:8265; without it a local Ray is used")
+    parser.add_argument(
+        "--id", default="", help="with --address: name of the job; submitted while it runs it is followed, not started twice"
+    )
+    parser.add_argument(
+        "--install", choices=["cpu", "gpu"], help="with --address: nodes that have only Ray install this checkout, so built"
+    )
+    parser.add_argument("--driver-cpus", type=float, default=1.0, help="with --address: CPUs of the entrypoint; 0 puts it on the head")
+    parser.add_argument("--driver-node", default="", help="with --address: custom resource of the node for the entrypoint, such as tools")
     parser.add_argument("--port", type=int, help="first of four ports of the local Ray; by default derived from this checkout's path")
     parser.add_argument("--num-cpus", type=int, default=max(8, os.cpu_count() or 1), help="logical CPUs of the local Ray")
     parser.add_argument("--stop", action="store_true", help="stop the local Ray and whatever runs on it")
@@ -324,7 +362,7 @@ def main() -> int:
         if not entrypoint:
             parser.error("name the job after --, as in: -- python jobs/train.py --config jobs/configs/atlas.yaml")
         if args.address:
-            return asyncio.run(follow(args.address, submit(args.address, entrypoint, dict(os.environ))))
+            return run_remote(args.address, entrypoint, args.id, Driver(args.driver_cpus, args.driver_node, args.install or ""))
         return run_local(ray, entrypoint, args.num_cpus)
     except SubmitError as error:
         log.error("%s", error)

@@ -9,15 +9,19 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
 import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import IO
 
 import pytest
 
+from jobs.submission import Driver, again
 from jobs.submit import ROOT, LocalRay, SubmitError, links
+from mmsr_ray.nodes import resources
 
 SUBMIT = [sys.executable, str(ROOT / "jobs" / "submit.py")]
 JOB = "import os, sys, time, mmsr_ray; print('root', mmsr_ray.__file__, flush=True); time.sleep(float(sys.argv[1])); sys.exit(int(sys.argv[2]))"
@@ -40,6 +44,27 @@ def test_a_job_links_to_its_numbers_where_a_grafana_is_named() -> None:
     named = {"RAY_GRAFANA_HOST": "http://grafana.monitoring:3000", "RAY_GRAFANA_IFRAME_HOST": "https://grafana.example/"}
     assert links(named) == {"grafana": "https://grafana.example/d/mmsr"}
     assert links({}) == links({"RAY_GRAFANA_HOST": "DISABLED"}) == {}
+
+
+def test_a_job_with_an_id_runs_once_at_a_time() -> None:
+    ended, running = True, False
+    assert again("mine", {}) == ("mine", False)
+    assert again("mine", {"other": running, "mine-2": running, "mine.x": running}) == ("mine", False)
+    assert again("mine", {"mine": running}) == ("mine", True)
+    assert again("mine", {"mine": ended}) == ("mine.2", False)
+    assert again("mine", {"mine": ended, "mine.2": ended, "mine.10": running}) == ("mine.10", True)
+    assert again("mine", {"mine": ended, "mine.2": ended, "mine.10": ended}) == ("mine.11", False)
+
+
+def test_a_bare_cluster_installs_the_package_and_not_the_folder_alone() -> None:
+    """Its entry points are what vLLM and torch look for; the extra must be one that there is."""
+    options = Driver(1.0, "tools", "gpu").options()
+    runtime = json.loads(options[options.index("--runtime-env-json") + 1])
+    assert runtime["pip"] == ["${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}[gpu]"] and ".venv" in runtime["excludes"]
+    assert json.loads(options[options.index("--entrypoint-resources") + 1]) == resources("tools")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert {"cpu", "gpu"} <= project["optional-dependencies"].keys() and project["entry-points"]["vllm.general_plugins"]
+    assert "pip" not in json.loads(Driver().options()[1]) and len(Driver().options()) == 2
 
 
 @pytest.fixture
@@ -139,3 +164,49 @@ def test_sigterm_ends_job_and_head() -> None:
     finally:
         running.kill()
         subprocess.run([*SUBMIT, "--port", str(ray.port), "--stop"], check=True)
+
+
+COUNT = """
+import pathlib, sys, time
+file = pathlib.Path(sys.argv[1])
+done = int(file.read_text()) if file.exists() else 0
+print("goes on after", done, flush=True)
+file.write_text(str(done + 20))
+time.sleep(0 if done else 600)  # the first life ends by being stopped
+"""
+
+
+@pytest.mark.heavy
+def test_a_job_on_a_cluster_of_others_is_followed_while_it_runs_and_goes_on_after_a_kill(tmp_path: Path) -> None:
+    """The head has a token and a custom resource as a KubeRay group has; the launcher neither starts nor stops it."""
+    head, progress = LocalRay(free_ports()), tmp_path / "progress"
+    environment = head.environment()
+    command = [*SUBMIT, "--address", head.address, "--id", "mine", "--driver-node", "tools", "--", "python", "-c", COUNT, str(progress)]
+    with head.locked():
+        head.start(num_cpus=2, resources={"tools": 1})
+    try:
+        first = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        assert first.stdout is not None
+        _wait_for(first.stdout, "goes on after 0")
+        second = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        assert second.stdout is not None
+        _wait_for(second.stdout, "runs already")
+        first.terminate()
+        assert first.wait(60) == 143, "the follower alone ended"
+        _wait_for(second.stdout, "goes on after 0")
+        subprocess.run([Path(sys.executable).with_name("ray"), "job", "stop", "--address", head.address, "mine"], env=environment, check=True, capture_output=True, timeout=90)  # fmt: skip
+        assert second.wait(60) == 1
+        third = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=150, check=False)
+        assert third.returncode == 0 and "mine.2" in third.stderr, third.stderr
+        assert "goes on after" in third.stdout and "goes on after 0" not in third.stdout and progress.read_text() == "40"
+        assert head.answers()
+    finally:
+        with head.locked():
+            head.stop(keep_logs=False)
+
+
+def _wait_for(lines: IO[str], words: str) -> None:
+    for line in lines:
+        if words in line:
+            return
+    raise AssertionError(f"never said: {words}")
