@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -101,6 +103,13 @@ def test_a_sampled_first_token_is_an_error(policy: Policy, cache: PatchCache) ->
         batch_of(policy, [row], cache)
     with pytest.raises(BatchError, match="padding"):
         TokenIds(image_pad=3, padding=3)
+
+
+def test_what_was_sampled_without_log_probs_is_no_lesson(policy: Policy, cache: PatchCache) -> None:
+    row = make_row(9)
+    row = replace(row, tokens=replace(row.tokens, logprobs=None))
+    with pytest.raises(BatchError, match="without log-probs"):
+        batch_of(policy, [row], cache)
 
 
 def test_load_equals_what_was_saved(policy: Policy, cache: PatchCache, tmp_path) -> None:
