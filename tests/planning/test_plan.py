@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +14,8 @@ from jobs import plan as job
 from mmsr_ray.config import Config, ConfigError, load
 from mmsr_ray.planning.pipeline import PlanError
 from mmsr_ray.planning.plan import doubled, plan, step_seconds
-from mmsr_ray.planning.sizing import _fewest, _lowest, for_gpus, for_target
+from mmsr_ray.planning.settings import EngineCosts, LearnerCosts, PlanConfig, PolicyShape, ServiceCosts, SyncCosts, complaint
+from mmsr_ray.planning.sizing import Size, _fewest, _lowest, for_gpus, for_target
 
 ROOT = Path(__file__).parents[2]
 BASE = [
@@ -86,11 +89,11 @@ def test_rollouts_lost_to_tools_are_said() -> None:
 
 def test_the_fewest_runners_for_a_target_are_enough_and_one_less_is_not() -> None:
     c = config("plan.engine.step_seconds=0.02", "plan.learner.token_seconds=0.00001", "plan.text_search.median_seconds=0.1")
-    size = for_target(c, 25.0)
-    assert 1 < size.runners < 12
-    assert size.seconds == step_seconds(size.of(c)) <= 25.0
-    fewer = config(f"rollout.num_runners={size.runners - 1}", "tools.actors=16", "plan.engine.step_seconds=0.02")
-    assert step_seconds(fewer) > 25.0
+    target = 1.001 * step_seconds(Size(5, 1, 2, 0.0).of(c))
+    size = for_target(c, target)
+    assert 1 < size.runners <= 5
+    assert size.seconds == step_seconds(size.of(c)) <= target
+    assert step_seconds(replace(size, runners=size.runners - 1, tool_actors=2).of(c)) > target
 
 
 def test_a_target_that_nothing_reaches_names_what_holds_it_up() -> None:
@@ -99,12 +102,11 @@ def test_a_target_that_nothing_reaches_names_what_holds_it_up() -> None:
 
 
 def test_gpus_are_split_where_a_step_is_shortest() -> None:
-    c = config(*GPUS, "plan.learner.token_seconds=0.002", "plan.engine.step_seconds=0.02")
+    c = config(*GPUS, "plan.learner.token_seconds=0.0008", "plan.engine.step_seconds=0.02")
     size = for_gpus(c, 8)
     assert size.runners + size.ranks == 8
-    every = {ranks: step_seconds(config(*GPUS, "plan.learner.token_seconds=0.002", "plan.engine.step_seconds=0.02", "tools.actors=2",
-                                        f"learner.world_size={ranks}", f"rollout.num_runners={8 - ranks}")) for ranks in range(1, 8)}  # fmt: skip
-    assert size.ranks == min(every, key=lambda ranks: every[ranks])
+    for ranks in (size.ranks - 1, size.ranks + 1):
+        assert step_seconds(Size(8 - ranks, ranks, 2, 0.0).of(c)) > size.seconds
 
 
 def test_searches() -> None:
@@ -121,7 +123,7 @@ def test_searches() -> None:
         (["rollout.num_runners=0"], "nobody rolls out; set at least 1"),
         (["rollout.num_runners=13"], "13 runners share at most 12 groups"),
         (["tools.text_search.rate_per_second=0.001"], "a step asks tools.text_search .* longer than grpo.step_seconds"),
-        (["tools.reader.rate_per_second=0.01"], "a step asks tools.reader"),
+        (["tools.reader.rate_per_second=0.002"], "a step asks tools.reader"),
         (["agent.max_turns=2", "agent.allowed_paths=[answer]"], "longer than agent.max_turns=2"),
         (["plan.policy.text_tokens=20000"], "above agent.max_total_tokens"),
         (["plan.engine.kv_tokens=1000"], "has no room for one rollout"),
@@ -133,21 +135,25 @@ def test_a_run_that_cannot_be_is_a_sentence(settings: list[str], said: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("setting", "said"),
+    ("section", "said"),
     [
-        ("plan.policy.courses={answer: 0.1}", "plan.policy.courses add up to"),
-        ("plan.policy.courses.dance=0", "plan.policy.courses has .*dance"),
-        ("plan.engine.step_seconds=0", "plan.engine.step_seconds must be above 0"),
-        ("plan.reader.failure_rate=1", "plan.reader.failure_rate"),
-        ("plan.text_search.known=2", "plan.text_search.known"),
-        ("plan.sync.network_per_second=0", "plan.sync: rates"),
-        ("plan.learner.balance=0", "plan.learner.balance"),
-        ("plan.runners=3", "there is no setting 'plan.runners'"),
+        ({"policy": PolicyShape(courses={"answer": 0.1})}, "plan.policy.courses add up to 0.1 and not to 1"),
+        ({"policy": PolicyShape(courses={"dance": 1.0})}, "plan.policy.courses has ['dance']"),
+        ({"engine": EngineCosts(step_seconds=0.0)}, "plan.engine.step_seconds must be above 0"),
+        ({"reader": ServiceCosts(failure_rate=1.0)}, "plan.reader.failure_rate must be at least 0 and below 1"),
+        ({"text_search": ServiceCosts(known=2.0)}, "plan.text_search.known must lie between 0 and 1"),
+        ({"sync": SyncCosts(network_per_second=0.0)}, "plan.sync: rates must be above 0"),
+        ({"learner": LearnerCosts(balance=0.0)}, "plan.learner.balance"),
     ],
 )
-def test_a_setting_that_cannot_be_is_a_sentence(setting: str, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
-        config(setting)
+def test_a_setting_that_cannot_be_is_a_sentence(section: dict[str, Any], said: str) -> None:
+    assert complaint(PlanConfig()) == ""
+    assert complaint(replace(PlanConfig(), **section)).startswith(said)
+
+
+def test_a_config_refuses_them_at_start() -> None:
+    with pytest.raises(ConfigError, match=r"plan\.steps must be at least 1"):
+        config("plan.steps=0")
 
 
 @pytest.mark.parametrize(
