@@ -102,7 +102,7 @@ def test_a_target_that_nothing_reaches_names_what_holds_it_up() -> None:
 
 
 def test_gpus_are_split_where_a_step_is_shortest() -> None:
-    c = config(*GPUS, "plan.learner.token_seconds=0.0008", "plan.engine.step_seconds=0.02")
+    c = config(*GPUS, "plan.learner.token_seconds=0.003", "plan.engine.sequence_seconds=0.02")
     size = for_gpus(c, 8)
     assert size.runners + size.ranks == 8
     for ranks in (size.ranks - 1, size.ranks + 1):
