@@ -117,20 +117,21 @@ class Runner:
     ) -> Generator[simpy.Event, Any, tuple[int, float] | None]:
         """Tokens in all and tokens sampled; None when its tools failed for good."""
         (course,) = random.choices(self._courses, self._shares)
+        found: set[int] = set()
         for attempt in range(self._c.rollout.infra_retries + 1):
             if attempt:
                 yield self._env.timeout(RETRY_SECONDS * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
-            row = yield from self._episode(random, course, looked_up, first=first and attempt == 0)
+            row = yield from self._episode(random, course, looked_up, found, first=first and attempt == 0)
             if row is not None:
                 return row
         return None
 
     def _episode(
-        self, random: Random, course: Sequence[str], looked_up: dict[str, simpy.Event], *, first: bool
+        self, random: Random, course: Sequence[str], looked_up: dict[str, simpy.Event], found: set[int], *, first: bool
     ) -> Generator[simpy.Event, Any, tuple[int, float] | None]:
         policy = self._c.plan.policy
         context, cached, updates, sampled = policy.prompt_tokens, 0 if first else policy.prompt_tokens, self.updates, 0.0
-        for action in course:
+        for turn, action in enumerate(course):
             if updates != self.updates:  # new weights came while it waited: nothing of it is in the cache
                 cached, updates = 0, self.updates
             tokens = self._turn_tokens(random)
@@ -142,7 +143,7 @@ class Runner:
             if action == "answer":
                 break
             self.clock.change(searching=1)
-            ok = yield from (self._tools.image(random, looked_up) if action == "image" else self._tools.text(random))
+            ok = yield from (self._tools.image(random, looked_up) if action == "image" else self._tools.text(random, found, turn))
             self.clock.change(searching=-1)
             if not ok:
                 return None

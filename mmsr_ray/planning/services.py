@@ -162,11 +162,13 @@ class ToolPlane:
         yield self._env.all_of([self._env.process(self._hit(random, ("thumbnails",), actor, deadline)) for _ in range(self._topk)])
         return True
 
-    def text(self, random: Random) -> Process:
+    def text(self, random: Random, found: set[int], turn: int) -> Process:
+        """The text search of a rollout's turn; `found` has the turns whose search a cache knows, because the rollout is run anew."""
         actor, deadline, began = self._begin(random)
         yield self._env.timeout(self.actors[actor].wait(self._actor.call_seconds))
-        ok = self._known(random, "text_search") or (yield from self._request(random, "text_search", actor, deadline))
+        ok = turn in found or self._known(random, "text_search") or (yield from self._request(random, "text_search", actor, deadline))
         if ok:
+            found.add(turn)
             pages = [self._env.process(self._hit(random, ("reader", "summariser"), actor, deadline)) for _ in range(self._topk)]
             ok = any((yield self._env.all_of(pages)).values())
         return self._end(began, ok)

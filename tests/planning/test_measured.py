@@ -63,7 +63,7 @@ def test_512_trajectories_under_a_rate_limit() -> None:
     def trajectory(number: int) -> Process:
         random = Random(number)
         assert (yield from tools.image(random, {}))
-        assert (yield from tools.text(random))
+        assert (yield from tools.text(random, set(), 0))
         return True
 
     env.run(env.all_of([env.process(trajectory(number)) for number in range(512)]))

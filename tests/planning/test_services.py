@@ -33,7 +33,7 @@ def play(c: Config, count: int, search: Callable[[ToolPlane, int], Process]) -> 
 
 
 def texts(tools: ToolPlane, number: int) -> Process:
-    return tools.text(Random(number))
+    return tools.text(Random(number), set(), 0)
 
 
 @pytest.mark.parametrize(("rate", "burst"), [(50.0, 20), (3.0, 1), (7.5, 4)])
