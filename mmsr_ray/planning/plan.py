@@ -210,6 +210,10 @@ def _quota_calls(load: ServiceLoad, actors: int) -> float:
 
 def _remarks(c: Config, p: Plan) -> list[str]:
     said = []
+    if c.plan.warm_up < 2 * c.grpo.staleness:
+        said.append(
+            f"plan.warm_up={c.plan.warm_up} steps do not settle a run of grpo.staleness={c.grpo.staleness}: set {2 * c.grpo.staleness} or more"
+        )
     if p.lost > LOST:
         said.append(f"{p.lost:.1%} of the rollouts are lost to tools that fail or answer too late: those are paid for and not trained")
     for s in p.services:

@@ -78,6 +78,12 @@ def test_a_budget_that_does_not_last_is_said() -> None:
     assert "pays for 2 of 100 steps" in said
 
 
+def test_a_run_that_has_not_settled_is_said() -> None:
+    (said,) = plan(config("grpo.staleness=1"), what_if=False).remarks
+    assert "plan.warm_up=1 steps do not settle" in said
+    assert not plan(config("grpo.staleness=1", "plan.warm_up=2"), what_if=False).remarks
+
+
 def test_rollouts_lost_to_tools_are_said() -> None:
     found = plan(config("plan.text_search.failure_rate=0.7", "tools.attempts=1", "rollout.min_survivors=2"), what_if=False)
     assert found.lost > 0.1
