@@ -29,6 +29,8 @@ from mmsr_ray.learner.settings import complaint as learner_complaint
 from mmsr_ray.nodes import complaint as node_complaint
 from mmsr_ray.observability.trackers.settings import TrackingConfig
 from mmsr_ray.observability.trackers.settings import complaint as tracking_complaint
+from mmsr_ray.planning.settings import PlanConfig
+from mmsr_ray.planning.settings import complaint as plan_complaint
 from mmsr_ray.rewards.settings import RewardConfig
 from mmsr_ray.rewards.settings import complaint as reward_complaint
 from mmsr_ray.rollout.update import complaint as update_complaint
@@ -260,6 +262,7 @@ class Config:
     findings: FindingsConfig = field(default_factory=FindingsConfig)
     construction: ConstructionConfig = field(default_factory=ConstructionConfig)
     serving: ServingConfig = field(default_factory=ServingConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
     atlas: AtlasConfig = field(default_factory=AtlasConfig)
 
 
@@ -405,6 +408,8 @@ def validate(c: Config) -> None:
     said = construction_complaint(c.construction)
     _require(not said, said)
     said = serving_complaint(c.serving)
+    _require(not said, said)
+    said = plan_complaint(c.plan)
     _require(not said, said)
     said = evaluation_complaint(c.evaluation, judge=c.tools.judge.kind != "none")
     _require(not said, said)

@@ -1,0 +1,1 @@
+"""How many runners, ranks and tool actors a run needs: a discrete-event model of the pipeline, fed by measured costs. No Ray."""
