@@ -140,7 +140,8 @@ class Building:
             label_stage(self.config, source, target, self.folder / journal.FILE, made_from)
 
         balance = self.config.construction.balance
-        depends = settings_of(self.config) | {"min_support": balance.min_support, "min_survivors": balance.min_survivors}
+        rule = {name: getattr(balance, name) for name in ("min_support", "min_success", "min_survivors")}
+        depends = settings_of(self.config) | rule
         return self.files.stage("labelled", source, depends, make)
 
     def _mixed(self, source: Path) -> Path:
@@ -181,6 +182,7 @@ class Building:
         content = summary(self.files.results, questions, self.spent(), run=config.run.name, seed=config.run.seed, machine=machine())
         if whole and config.atlas.enabled:
             content |= check_labels(config, read(last))
+            self._progress.note(_labels(content))
         reviewed = self._reviewed(last) if whole and config.construction.review else last
         if whole and reviewed:
             stages = {result.name: {"kept": result.kept, **result.dropped} for result in self.files.results}
@@ -206,6 +208,15 @@ class Building:
 def _pace(content: Mapping[str, Any]) -> str:
     pace, cost = content["questions_per_hour"] or 0.0, content["cost_usd_per_1000_questions"] or 0.0
     return f"{content['questions']} questions, {pace:,.0f} an hour, {cost:.2f} USD a thousand (this run: {content['cost_usd']:.4f} USD)"
+
+
+def _labels(content: Mapping[str, Any]) -> str:
+    """Of Atlas: how right labels are, by rule."""
+    lines = ["labels against Atlas' truth, in all and in the set:"]
+    for name, rule in content["balance_rules"].items():
+        shares = [f"{share:.1%}" if share is not None else "-" for share in (rule["accuracy"], rule["accuracy_in_set"])]
+        lines.append(f"  {name}: {shares[0]} of {rule['labelled']}, {shares[1]} of {rule['questions']:.0f}")
+    return "\n".join(lines)
 
 
 def _version(path: str) -> str:
