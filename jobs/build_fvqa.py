@@ -34,6 +34,7 @@ from mmsr_ray.data.construction.duplicates import distinct
 from mmsr_ray.data.construction.flow import Step, fingerprints, flow
 from mmsr_ray.data.construction.illustration import illustrate
 from mmsr_ray.data.construction.leakage import secrets_of, versions
+from mmsr_ray.data.construction.review.exchange import check_export
 from mmsr_ray.data.construction.settings import STAGES
 from mmsr_ray.data.construction.stage_files import StageFiles, file_hash, status_counts, summary
 from mmsr_ray.data.schema import DataError
@@ -193,15 +194,15 @@ class Building:
         self._progress.note(_pace(content))
 
     def _reviewed(self, mixed: Path) -> Path | None:
-        """What people have decided, exported; None, and how to get it, where it is not there. Raises DataError for another set's."""
+        """What people have decided, exported; None, and how to get it, where it is not there. Raises DataError for
+        a review of another version."""
         file = self.folder / f"{len(STAGES) + 1:02d}_{REVIEWED}.parquet"
         if not file.is_file():
             self._progress.note(
                 f"the set waits for its review: python -m mmsr_ray.data.construction.review {self.folder}, its export, then submit this again"
             )
             return None
-        if {c.key for c in read(file)} != {c.key for c in read(mixed)}:
-            raise DataError(f"{file} reviews other candidates than {mixed.name} has: export the review of these, or remove the file")
+        check_export(file, mixed)
         return file
 
 
