@@ -1,4 +1,4 @@
-"""The suite `construction`: what the stages of jobs/build_fvqa.py cost that ask nobody, as the number of candidates grows.
+"""The suite `building`: what the stages of jobs/build_fvqa.py cost that ask nobody, as the number of candidates grows.
 
 Made-up candidates, with pictures of a few KiB (half of them a small thing on white ground, whose hashes share most bits) and pages of
 some KiB, go through near-duplicates, sampling, mixture, files and card. Each size runs in a process of its own with a Ray of its own;
@@ -48,7 +48,7 @@ MIB = 1 << 20
 WORDS = [a + b for a in ("ka", "lo", "mi", "re", "su", "ta") for b in ("dor", "fen", "gim", "las", "nor", "pek", "vil")]
 
 
-def construction(_: Config) -> list[dict[str, Any]]:
+def building(_: Config) -> list[dict[str, Any]]:
     measured = {size: _in_a_process(size, alike=False) for size in SIZES}
     alike = _in_a_process(ALIKE, alike=True)
     small, rows = measured[SIZES[0]], []
@@ -64,7 +64,7 @@ def construction(_: Config) -> list[dict[str, Any]]:
 
 
 def _row(name: str, unit: str, value: float, reference: float) -> dict[str, Any]:
-    return row(name, value, unit, f"with {SIZES[0]:,} candidates", reference, "construction")
+    return row(name, value, unit, f"with {SIZES[0]:,} candidates", reference, "building")
 
 
 def _in_a_process(size: int, *, alike: bool) -> dict[str, Any]:
@@ -139,13 +139,13 @@ def measure(folder: Path, size: int, *, alike: bool) -> dict[str, Any]:
     write(made, _alike(size) if alike else _different(size))
     connect(config)
     (folder / "built").mkdir()
-    building = _Unpaid(config)
+    run = _Unpaid(config)
     ended = [time.perf_counter()]
     with _Memory() as memory:
-        distinct = building.distinct(made)
+        distinct = run.distinct(made)
         ended.append(time.perf_counter())
         if not alike:
-            sampled = building.sampled(distinct)
+            sampled = run.sampled(distinct)
             ended.append(time.perf_counter())
             write(labelled, _labelled(sampled))  # stands for the rollouts
             ended[-1:] = [ended[-1], time.perf_counter()]
