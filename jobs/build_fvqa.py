@@ -26,6 +26,7 @@ from jobs.roll_out import settings_of
 from jobs.search_balance import label_stage, mixture_stage
 from mmsr_ray.config import Config, ConfigError, to_yaml
 from mmsr_ray.data.construction import journal, others, taxonomy, writing
+from mmsr_ray.data.construction.balance_settings import in_words
 from mmsr_ray.data.construction.candidate import Candidate, Origin, read, write
 from mmsr_ray.data.construction.card import About
 from mmsr_ray.data.construction.concepts import read_concepts, sample
@@ -187,7 +188,8 @@ class Building:
         reviewed = self._reviewed(last) if whole and config.construction.review else last
         if whole and reviewed:
             stages = {result.name: {"kept": result.kept, **result.dropped} for result in self.files.results}
-            written = {"questions written by": config.tools.model.model, "labels by": Path(config.model.path).name}
+            labels = f"{Path(config.model.path).name} ({in_words(config.construction.balance)})"
+            written = {"questions written by": config.tools.model.model, "labels by": labels}
             about = About(name=config.run.name, construction=config.construction, made_with=written, stages=stages)
             write_dataset(self.folder / DATASET, {"train": read(reviewed)}, about)
         write_json(self.folder / SUMMARY, content)

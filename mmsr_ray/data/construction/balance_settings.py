@@ -20,6 +20,16 @@ class BalanceConfig:
     deadline_seconds: float = 86_400.0  # of all rollouts of one submission
 
 
+def in_words(c: BalanceConfig) -> str:
+    """What a label rests on, for readers of the set."""
+    parts = [f"{c.rollouts} rollouts a question" + (f", {c.direct} of them without tools" if c.direct else "")]
+    if c.min_support > 1:
+        parts.append(f"at least {c.min_support} right ones that searched as the label says")
+    if c.min_success:
+        parts.append(f"of those that searched so, with 90 % confidence more than {c.min_success:.0%} right")
+    return "; ".join(parts)
+
+
 def complaint(c: BalanceConfig) -> str:
     """What is impossible about these settings, and the remedy; "" when nothing is."""
     if not 1 <= c.min_survivors <= c.rollouts:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mmsr_ray.data.construction.attempts import Attempt, from_json
 from mmsr_ray.data.construction.balance import DOUBTFUL, NONE_CORRECT, UNDECIDED, UNSUPPORTED, label, labelled, lower_bound
-from mmsr_ray.data.construction.balance_settings import BalanceConfig, Z, complaint
+from mmsr_ray.data.construction.balance_settings import BalanceConfig, Z, complaint, in_words
 from mmsr_ray.data.construction.candidate import Candidate
 from mmsr_ray.types import Need
 
@@ -149,3 +149,11 @@ def test_candidates_get_their_label_or_the_reason() -> None:
 def test_impossible_settings_are_named(wrong: BalanceConfig, named: str) -> None:
     assert named in complaint(wrong)
     assert complaint(K8) == ""
+
+
+def test_a_rule_is_told_in_words() -> None:
+    assert in_words(K8) == "8 rollouts a question"
+    assert in_words(BalanceConfig(direct=3, min_support=2, min_success=0.6)) == (
+        "8 rollouts a question, 3 of them without tools; at least 2 right ones that searched as the label says; "
+        "of those that searched so, with 90 % confidence more than 60% right"
+    )
