@@ -188,7 +188,8 @@ class Building:
         reviewed = self._reviewed(last) if whole and config.construction.review else last
         if whole and reviewed:
             stages = {result.name: {"kept": result.kept, **result.dropped} for result in self.files.results}
-            labels = f"{Path(config.model.path).name} ({in_words(config.construction.balance)})"
+            policy = "/".join(Path(config.model.path).parts[-2:])  # a hub's id, or a folder and the one that it lies in
+            labels = f"{policy} ({in_words(config.construction.balance)})"
             written = {"questions written by": config.tools.model.model, "labels by": labels}
             about = About(name=config.run.name, construction=config.construction, made_with=written, stages=stages)
             write_dataset(self.folder / DATASET, {"train": read(reviewed)}, about)
