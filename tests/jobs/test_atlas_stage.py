@@ -1,9 +1,10 @@
 """What the jobs ask of the made-up world."""
 
 import json
+from pathlib import Path
 
 from jobs.atlas_stage import check_labels
-from mmsr_ray.atlas.prepare import world_of
+from mmsr_ray.atlas.prepare import prepare, world_of
 from mmsr_ray.config import load
 from mmsr_ray.data.construction.candidate import Candidate
 from mmsr_ray.data.construction.mixture import LEFT_OUT
@@ -43,3 +44,14 @@ def test_rules_are_compared_on_the_same_rollouts() -> None:
     assert found["balance_rules"]["as configured"] == {"labelled": 3, "accuracy": 1.0, "questions": 3.0, "accuracy_in_set": 1.0}
     paper = found["balance_rules"]["the paper's"]
     assert (paper["labelled"], paper["accuracy"]) == (5, 3 / 5) and paper["accuracy_in_set"] < 1
+
+
+def test_a_world_that_served_another_model_gets_its_policy_where_one_is_asked_for(tmp_path: Path) -> None:
+    small = ["atlas.known=2", "atlas.unknown_demonstrated=2", "atlas.unknown_train=2", "atlas.unknown_test=2"]
+    settings = [f"run.dir={tmp_path}", *small, "atlas.train_questions=2", "atlas.test_questions=2"]
+    recipe = "jobs/configs/atlas.yaml"
+    prepare(load(recipe, [*settings, f"model.path={tmp_path}/somebodys"]))
+    config = load(recipe, settings)
+    assert not Path(config.model.path).exists()
+    prepare(config)
+    assert (Path(config.model.path) / "config.json").is_file()
