@@ -8,7 +8,7 @@ GRPO steps beside TRL's), `faults` (training with broken services against traini
 minutes), `asynchrony` (synchronous training against asynchronous and in-flight updates under slow tools), `recovery` (seconds
 from each kind of kill to the next finished step), `growth` (where time or memory stops being flat: prompts, trajectories in
 flight, runners), `learner` (its compute core on this CPU, packed against padded, balanced ranks against unbalanced ones),
-`building` (time and memory of the building of a data set as it grows), `gpu` (the learner's compute core; needs one GPU). With check=true a ratio that is a tenth worse than the committed one under
+`gpu` (the learner's compute core; needs one GPU). With check=true a ratio that is a tenth worse than the committed one under
 tests/baselines fails. Rows are those of the design, section 6: ratio is value / reference_value.
 """
 
@@ -36,7 +36,6 @@ import ray
 from jobs.atlas_stage import world
 from jobs.benchmark_asynchrony import SETTINGS as ASYNCHRONY_SETTINGS
 from jobs.benchmark_asynchrony import asynchrony
-from jobs.benchmark_building import building
 from jobs.benchmark_evaluation import evaluation
 from jobs.benchmark_faults import SETTINGS as FAULTS_SETTINGS
 from jobs.benchmark_faults import faults
@@ -140,7 +139,6 @@ BY_THEMSELVES: dict[str, Suite] = {
     "asynchrony": asynchrony,
     "recovery": recovery,
     "learner": learner,
-    "building": building,
     "gpu": gpu,
 }
 SUITES = ON_ATLAS | BY_THEMSELVES
