@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,8 +23,13 @@ from mmsr_ray.atlas import oracle
 from mmsr_ray.atlas.prepare import cache_namespace, demonstrations, point_at, prepare, start_web, world_of, world_settings
 from mmsr_ray.atlas.truth import label_accuracy, true_need
 from mmsr_ray.config import Config
+from mmsr_ray.data.construction.attempts import Attempt, from_json
+from mmsr_ray.data.construction.balance import label
+from mmsr_ray.data.construction.balance_settings import BalanceConfig
 from mmsr_ray.data.construction.candidate import Candidate
+from mmsr_ray.data.construction.mixture import mixture
 from mmsr_ray.data.reader import read_samples
+from mmsr_ray.data.schema import DataError
 from mmsr_ray.evaluation.trajectories import write_trajectories
 from mmsr_ray.learner.plan import Item
 from mmsr_ray.rewards.score import score
@@ -33,6 +38,7 @@ from mmsr_ray.rollout.scoring import AFTER_WARMUP
 from mmsr_ray.tools.taped import needs_live
 from mmsr_ray.types import Group, Need, Outcome, Sample, Trajectory
 
+DRAWS = 20  # mixtures that a rule of balancing is judged by
 NOWHERE = "http://atlas.invalid"  # of the tools of a replay: nobody may answer there, and nobody is asked
 
 
@@ -77,16 +83,47 @@ def make_demonstrations(config: Config) -> list[tuple[ObjectRef, list[Item]]]:
 
 
 def check_labels(config: Config, candidates: Iterable[Candidate]) -> dict[str, Any]:
-    """Labels of balancing against what Atlas knows: of all questions that got one, and of those in the set (`_in_set`)."""
+    """Labels of balancing against what Atlas knows: of all questions that got one, of those in the set (`_in_set`), and what other
+    rules would have made of the same rollouts (`balance_rules`).
+    """
     here = world_of(config.atlas)
     labelled: list[tuple[Need, Need]] = []
     in_set: list[tuple[Need, Need]] = []
+    truths: dict[str, Need] = {}
+    attempts: dict[str, list[Attempt]] = {}
     for candidate in candidates:
-        if candidate.need and (truth := true_need(here, candidate.concept, candidate.question)) is not None:
+        if (truth := true_need(here, candidate.concept, candidate.question)) is None:
+            continue
+        if candidate.attempts:
+            truths[candidate.key], attempts[candidate.key] = truth, from_json(candidate.attempts)
+        if candidate.need:
             labelled.append((Need(candidate.need), truth))
             if candidate.kept:
                 in_set.append(labelled[-1])
-    return label_accuracy(labelled) | {f"{name}_in_set": value for name, value in label_accuracy(in_set).items()}
+    balance = config.construction.balance
+    rules = {"as configured": balance, "the paper's": replace(balance, min_support=1, min_success=0.0)}
+    rules["two right rollouts"] = replace(balance, min_support=2, min_success=0.0)
+    return (
+        label_accuracy(labelled)
+        | {f"{name}_in_set": value for name, value in label_accuracy(in_set).items()}
+        | {"balance_rules": {name: _rule(rule, attempts, truths) for name, rule in rules.items()} if attempts else {}}
+    )
+
+
+def _rule(rule: BalanceConfig, attempts: Mapping[str, Sequence[Attempt]], truths: Mapping[str, Need]) -> dict[str, Any]:
+    """What a rule of balancing makes of these rollouts; numbers of the set are means over DRAWS mixtures."""
+    needs = {key: need for key, seen in attempts.items() if (need := label(seen, rule).need)}
+    right = {key for key, need in needs.items() if need is truths[key]}
+    found = {"labelled": len(needs), "accuracy": len(right) / len(needs) if needs else None}
+    try:
+        sets = [mixture(needs, rule, seed).chosen for seed in range(DRAWS)]
+    except DataError:  # a kind of question is missing
+        return found | {"questions": 0, "accuracy_in_set": None}
+    questions = sum(map(len, sets))
+    return found | {
+        "questions": questions / DRAWS,
+        "accuracy_in_set": sum(len(chosen & right) for chosen in sets) / questions if questions else None,
+    }
 
 
 def write_taught(config: Config, path: Path) -> dict[str, int]:

@@ -26,6 +26,7 @@ from jobs.roll_out import settings_of
 from jobs.search_balance import label_stage, mixture_stage
 from mmsr_ray.config import Config, ConfigError, to_yaml
 from mmsr_ray.data.construction import journal, others, taxonomy, writing
+from mmsr_ray.data.construction.balance_settings import in_words
 from mmsr_ray.data.construction.candidate import Candidate, Origin, read, write
 from mmsr_ray.data.construction.card import About
 from mmsr_ray.data.construction.concepts import read_concepts, sample
@@ -34,6 +35,7 @@ from mmsr_ray.data.construction.duplicates import distinct
 from mmsr_ray.data.construction.flow import Step, fingerprints, flow
 from mmsr_ray.data.construction.illustration import illustrate
 from mmsr_ray.data.construction.leakage import secrets_of, versions
+from mmsr_ray.data.construction.review.exchange import check_export
 from mmsr_ray.data.construction.settings import STAGES
 from mmsr_ray.data.construction.stage_files import StageFiles, file_hash, status_counts, summary
 from mmsr_ray.data.schema import DataError
@@ -140,7 +142,8 @@ class Building:
             label_stage(self.config, source, target, self.folder / journal.FILE, made_from)
 
         balance = self.config.construction.balance
-        depends = settings_of(self.config) | {"min_support": balance.min_support, "min_survivors": balance.min_survivors}
+        rule = {name: getattr(balance, name) for name in ("min_support", "min_success", "min_survivors")}
+        depends = settings_of(self.config) | rule
         return self.files.stage("labelled", source, depends, make)
 
     def _mixed(self, source: Path) -> Path:
@@ -181,31 +184,43 @@ class Building:
         content = summary(self.files.results, questions, self.spent(), run=config.run.name, seed=config.run.seed, machine=machine())
         if whole and config.atlas.enabled:
             content |= check_labels(config, read(last))
+            self._progress.note(_labels(content))
         reviewed = self._reviewed(last) if whole and config.construction.review else last
         if whole and reviewed:
             stages = {result.name: {"kept": result.kept, **result.dropped} for result in self.files.results}
-            written = {"questions written by": config.tools.model.model, "labels by": Path(config.model.path).name}
+            policy = "/".join(Path(config.model.path).parts[-2:])  # a hub's id, or a folder and the one that it lies in
+            labels = f"{policy} ({in_words(config.construction.balance)})"
+            written = {"questions written by": config.tools.model.model, "labels by": labels}
             about = About(name=config.run.name, construction=config.construction, made_with=written, stages=stages)
             write_dataset(self.folder / DATASET, {"train": read(reviewed)}, about)
         write_json(self.folder / SUMMARY, content)
         self._progress.note(_pace(content))
 
     def _reviewed(self, mixed: Path) -> Path | None:
-        """What people have decided, exported; None, and how to get it, where it is not there. Raises DataError for another set's."""
+        """What people have decided, exported; None, and how to get it, where it is not there. Raises DataError for
+        a review of another version."""
         file = self.folder / f"{len(STAGES) + 1:02d}_{REVIEWED}.parquet"
         if not file.is_file():
             self._progress.note(
                 f"the set waits for its review: python -m mmsr_ray.data.construction.review {self.folder}, its export, then submit this again"
             )
             return None
-        if {c.key for c in read(file)} != {c.key for c in read(mixed)}:
-            raise DataError(f"{file} reviews other candidates than {mixed.name} has: export the review of these, or remove the file")
+        check_export(file, mixed)
         return file
 
 
 def _pace(content: Mapping[str, Any]) -> str:
     pace, cost = content["questions_per_hour"] or 0.0, content["cost_usd_per_1000_questions"] or 0.0
     return f"{content['questions']} questions, {pace:,.0f} an hour, {cost:.2f} USD a thousand (this run: {content['cost_usd']:.4f} USD)"
+
+
+def _labels(content: Mapping[str, Any]) -> str:
+    """Of Atlas: how right labels are, by rule."""
+    lines = ["labels against Atlas' truth, in all and in the set:"]
+    for name, rule in content["balance_rules"].items():
+        shares = [f"{share:.1%}" if share is not None else "-" for share in (rule["accuracy"], rule["accuracy_in_set"])]
+        lines.append(f"  {name}: {shares[0]} of {rule['labelled']}, {shares[1]} of {rule['questions']:.0f}")
+    return "\n".join(lines)
 
 
 def _version(path: str) -> str:

@@ -85,7 +85,7 @@ def prepare(config: Config) -> None:
         stamp.with_name(UNBALANCED): lambda: here.collected_samples("train", count),  # last: data.train may name it
     }
     stamp.parent.mkdir(parents=True, exist_ok=True)
-    if fresh and _inside(config.model.path, config.atlas.dir):
+    if _inside(config.model.path, config.atlas.dir) and (fresh or not Path(config.model.path).is_dir()):  # a job before had its own model
         build_policy(config.model.path, config.atlas.seed)
     for file, samples in sets.items():
         if _inside(file, config.atlas.dir) and (fresh or not file.is_file()):

@@ -26,14 +26,19 @@ def true_need(world: World, concept: str, question: str) -> Need | None:
 
 
 def label_accuracy(pairs: Iterable[tuple[Need, Need]]) -> dict[str, Any]:
-    """From (label, truth): `balance_label_accuracy` in [0, 1], None without pairs, and `balance_labels`, truth -> label -> count."""
+    """From (label, truth): `balance_label_accuracy` in [0, 1], None without pairs; `balance_labels`, truth -> label -> count; and by need
+    `balance_precision` (right among so labelled) and `balance_recall` (right among so in truth).
+    """
     counts = Counter(pairs)
     total = counts.total()
+    right = {need: counts[need, need] for need in Need}
+    labelled = {need: sum(counts[need, truth] for truth in Need) for need in Need}
+    true = {need: sum(counts[label, need] for label in Need) for need in Need}
     return {
-        "balance_label_accuracy": sum(count for (label, truth), count in counts.items() if label is truth) / total if total else None,
+        "balance_label_accuracy": sum(right.values()) / total if total else None,
         "balance_labels": {
-            truth.value: {label.value: counts[label, truth] for label in Need if counts[label, truth]}
-            for truth in Need
-            if any(counts[label, truth] for label in Need)
+            truth.value: {label.value: counts[label, truth] for label in Need if counts[label, truth]} for truth in Need if true[truth]
         },
+        "balance_precision": {need.value: right[need] / labelled[need] for need in Need if labelled[need]},
+        "balance_recall": {need.value: right[need] / true[need] for need in Need if true[need]},
     }

@@ -19,4 +19,7 @@ def test_accuracy_counts_labels_that_agree() -> None:
     found = label_accuracy([(Need.IMAGE, Need.IMAGE), (Need.MIX, Need.MIX), (Need.SEARCH_FREE, Need.MIX), (Need.TEXT, Need.TEXT)])
     assert found["balance_label_accuracy"] == 0.75
     assert found["balance_labels"]["mix_required"] == {"search_free": 1, "mix_required": 1}
-    assert label_accuracy([]) == {"balance_label_accuracy": None, "balance_labels": {}}
+    assert found["balance_precision"] == {"search_free": 0.0, "image_required": 1.0, "text_required": 1.0, "mix_required": 1.0}
+    assert found["balance_recall"] == {"image_required": 1.0, "text_required": 1.0, "mix_required": 0.5}
+    nothing = label_accuracy([])
+    assert nothing["balance_label_accuracy"] is None and not any(nothing[f"balance_{name}"] for name in ("labels", "precision", "recall"))

@@ -32,6 +32,15 @@ async def test_pictures_come_with_page_source_and_licence_and_are_paid_once(web:
     assert web.counts["google_images"] + web.counts["serper"] == 1
 
 
+async def test_without_a_licence_serper_tells_whose_the_picture_is(web: Web) -> None:
+    row = {"title": "T", "imageUrl": f"{web.root}/thumb/0", "link": f"{web.root}/wiki/0", "source": "Wiki", "domain": "w.example"}
+    rows = [row | {"credit": "An agency", "creator": "Somebody"}, row | {"creator": "Somebody"}, row]
+    web.rude["serper"] = lambda request, n: http.json_response({"searchParameters": {"q": "x", "type": "images"}, "images": rows})
+    async with LocalTools(finding(web, "serper_images")) as tools:
+        hits = (await tools.find_pictures("lighthouse", 3)).hits
+    assert [hit.licence for hit in hits if isinstance(hit, FoundPicture)] == ["An agency", "Somebody", ""]
+
+
 async def test_a_picture_that_cannot_be_had_is_replaced_by_the_next(web: Web) -> None:
     web.rude["thumb"] = lambda request, n: http.Response(status=404) if request.path.endswith("/0") else None
     async with LocalTools(finding(web)) as tools:

@@ -100,7 +100,8 @@ class Web:
     async def _serper(self, request: web.Request) -> web.Response:
         self.queries.append({"key": request.headers.get("X-API-KEY", "")} | await request.json())
         if request.match_info["what"] == "images":
-            return web.json_response({"searchParameters": {"q": "x"}, "images": self._images("imageUrl", "copyright")})
+            about = {"q": "x", "type": "images", "engine": "google", "num": 10}
+            return web.json_response({"searchParameters": about, "images": self._serper_images(), "credits": 1})
         return web.json_response({"organic": [{"title": "S", "link": f"{self.root}/wiki/0", "thumbnailUrl": f"{self.root}/thumb/0"}]})
 
     def _images(self, picture: str, licence: str) -> list[dict[str, object]]:
@@ -109,6 +110,15 @@ class Web:
             for i in range(self.matches)
         ]
         return [{"title": "no page", picture: f"{self.root}/thumb/9"}, *(row | {licence: f"{self.root}/licence"} for row in rows)]
+
+    def _serper_images(self) -> list[dict[str, object]]:
+        """Fields as answers of the service have them that people published; the last three stand in some rows only."""
+        sizes = {"imageWidth": 814, "imageHeight": 1000, "thumbnailWidth": 202, "thumbnailHeight": 249}
+        rights = {"creator": "Somebody", "credit": "Wiki"}
+        return [
+            row | sizes | rights | {"thumbnailUrl": "", "domain": "wiki.example", "googleUrl": f"{self.root}/imgres", "position": n + 1}
+            for n, row in enumerate(self._images("imageUrl", "copyright"))
+        ]
 
     async def _searxng(self, request: web.Request) -> web.Response:
         return web.json_response({"results": [{"title": "X", "url": f"{self.root}/wiki/{i}"} for i in range(30)]})

@@ -11,7 +11,10 @@ ways. Here the way with the fewest kinds of search wins, since it was enough; be
 equally many, the one with more right rollouts, then the one that fewer rollouts took in vain, then image.
 
 By the paper's rule one right rollout without search makes a question search-free, and a policy that samples guesses right now
-and then. `min_support` asks for more than one; a question none of whose ways has them is left out, and counted apart.
+and then. Two settings ask for more, and what has not enough is left out, counted apart. `min_support` wants more right rollouts before
+a way counts at all; a question then passes on to the next way. `min_success` doubts the label itself: of the rollouts that took its way,
+so many must be right that with 90 % confidence the way answers more often than that. A doubtful question gets no other label, since a
+way that is right now and then is neither what the question needs nor proof that more is needed.
 """
 
 from __future__ import annotations
@@ -19,20 +22,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import sqrt
 
 from mmsr_ray.data.construction.attempts import Attempt, from_json
-from mmsr_ray.data.construction.balance_settings import BalanceConfig
+from mmsr_ray.data.construction.balance_settings import BalanceConfig, Z
 from mmsr_ray.data.construction.candidate import Candidate
 from mmsr_ray.types import Need
 
 UNDECIDED = "undecided"  # too many rollouts broke: asked again by the next submission
 NONE_CORRECT = "no rollout correct"
 UNSUPPORTED = "no way of answering has enough right rollouts"
+DOUBTFUL = "the way of answering is right too seldom"
 
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """`need`, or why there is none: UNDECIDED, NONE_CORRECT or UNSUPPORTED. `support` right rollouts of k took the way of `need`."""
+    """`need`, or why there is none: UNDECIDED, NONE_CORRECT, UNSUPPORTED or DOUBTFUL. `support` right rollouts of k took the way of `need`."""
 
     need: Need | None
     reason: str = ""
@@ -51,10 +56,19 @@ def label(attempts: Sequence[Attempt], config: BalanceConfig) -> Label:
     enough = [way for way in right if right[way] >= config.min_support]
     if enough:
         need = min(enough, key=lambda way: (way.searches, -right[way], taken[way], way is not Need.IMAGE))
-        return Label(need, support=right[need], confidence=right[need] / config.rollouts)
+        if lower_bound(right[need], taken[need]) >= config.min_success:
+            return Label(need, support=right[need], confidence=right[need] / config.rollouts)
     if len(attempts) < config.rollouts:
         return Label(None, UNDECIDED)  # one of the broken rollouts might have been right
+    if enough:
+        return Label(None, DOUBTFUL)
     return Label(None, UNSUPPORTED if right else NONE_CORRECT)
+
+
+def lower_bound(right: int, taken: int) -> float:
+    """How often at least something is right that was right `right` times of `taken` > 0: Wilson's bound, 90 % confidence, one-sided."""
+    share, spread = right / taken, Z * Z / taken
+    return (share + spread / 2 - sqrt(spread * (share * (1 - share) + spread / 4))) / (1 + spread)
 
 
 # ---------------------------------------------------------------------------------------------------- candidates

@@ -71,13 +71,14 @@ def _short(name: str) -> str:
 def _histogram(counts: Mapping[str, Counter[int]], title: str) -> Figure:
     figure = Figure(figsize=(6.4, 2.7), layout="constrained")
     axes = figure.add_subplot()
-    longest = min(LONGEST, max(length for of_split in counts.values() for length in of_split))
-    bottom = [0] * (longest + 1)
+    lengths = [length for of_split in counts.values() for length in of_split]
+    shortest, longest = min(LONGEST, *lengths), min(LONGEST, max(lengths))
+    bottom = [0] * (longest + 1 - shortest)
     for (split, of_split), colour in zip(counts.items(), COLOURS, strict=False):
-        heights = [0] * (longest + 1)
+        heights = [0] * len(bottom)
         for length, count in of_split.items():
-            heights[min(length, longest)] += count
-        axes.bar(range(longest + 1), heights, bottom=bottom, width=0.9, color=colour, label=split)
+            heights[min(length, longest) - shortest] += count
+        axes.bar(range(shortest, longest + 1), heights, bottom=bottom, width=0.9, color=colour, label=split)
         bottom = [below + height for below, height in zip(bottom, heights, strict=True)]
     axes.set_xlabel(title.lower() + (f" ({LONGEST}: that many or more)" if longest == LONGEST else ""))
     axes.set_ylabel("questions")

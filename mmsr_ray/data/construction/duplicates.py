@@ -1,11 +1,13 @@
 """Near-duplicates within the set, and what the test sets would give away. Pure.
 
 Promise: of several candidates that ask the same about like pictures, the first stays. No candidate stays whose picture is like one of a
-test set, or that asks a test set's concept for the same answer. Time grows with the number of candidates, not with its square.
+test set, that asks a test set's concept for the same answer, or that asks a test set's question for its answer where that question
+has but one ("When was it founded?" has many, so that it gives nothing away).
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +20,7 @@ from mmsr_ray.rewards.match import normalise
 UNREADABLE = "picture unreadable"
 DUPLICATE = "near-duplicate"
 LEAKED_PICTURE, LEAKED_ANSWER = "in a test set: picture", "in a test set: concept and answer"
+LEAKED_QUESTION = "in a test set: question and answer"
 _SHINGLE = 3  # words
 
 
@@ -27,6 +30,21 @@ class Secrets:
 
     pictures: Likenesses
     facts: set[tuple[str, str]] = field(default_factory=set)  # normalised concept and answer, where the set knows its concepts
+    questions: dict[str, frozenset[str]] = field(default_factory=dict)  # normalised question -> its normalised answers
+    general: set[str] = field(default_factory=set)  # those of `questions` that are asked for different answers
+
+    def ask(self, question: str, answers: Iterable[str]) -> None:
+        """A question of a test set."""
+        asked, given = normalise(question), frozenset(map(normalise, answers))
+        known = self.questions.get(asked, given)
+        if known.isdisjoint(given):
+            self.general.add(asked)
+        self.questions[asked] = known | given
+
+    def others_answer(self, question: str, answers: Iterable[str]) -> bool:
+        """Whether this is a question of a test set with answers that are not the test set's."""
+        given = self.questions.get(question)
+        return given is not None and given.isdisjoint(map(normalise, answers))
 
 
 def distinct(
@@ -37,7 +55,13 @@ def distinct(
     `candidates()` starts reading them anew; they are read twice.
     """
     pictures = Likenesses(bits)
-    questions = Questions(likeness, Counter(s for c in candidates() if c.kept for s in _shingles(c.question)))
+    frequencies, general = Counter[int](), set(secrets.general)
+    for candidate in candidates():
+        if candidate.kept:
+            frequencies.update(_shingles(candidate.question))
+            if secrets.others_answer(asked := normalise(candidate.question), candidate.answers):
+                general.add(asked)
+    questions = Questions(likeness, frequencies)
     for candidate in candidates():
         if not candidate.kept:
             yield candidate
@@ -47,10 +71,17 @@ def distinct(
             yield candidate.dropped(LEAKED_PICTURE)
         elif candidate.concept and any((normalise(candidate.concept), normalise(a)) in secrets.facts for a in candidate.answers):
             yield candidate.dropped(LEAKED_ANSWER)
+        elif _gives_away(candidate, secrets, general):
+            yield candidate.dropped(LEAKED_QUESTION)
         elif original := questions.add(candidate, pictures.add(mark)):
             yield candidate.dropped(DUPLICATE, f"of {original}")
         else:
             yield candidate
+
+
+def _gives_away(candidate: Candidate, secrets: Secrets, general: set[str]) -> bool:
+    asked = normalise(candidate.question)
+    return asked not in general and not secrets.questions.get(asked, frozenset()).isdisjoint(map(normalise, candidate.answers))
 
 
 class Questions:
@@ -61,10 +92,10 @@ class Questions:
     order of `frequencies`, rare ones first, few questions that are not alike meet there.
     """
 
-    def __init__(self, likeness: float, frequencies: Mapping[str, int]) -> None:
+    def __init__(self, likeness: float, frequencies: Mapping[int, int]) -> None:
         self._likeness, self._frequencies = likeness, frequencies
         self._answers: dict[tuple[int, str], str] = {}
-        self._prefixes: dict[tuple[int, str], list[tuple[str, frozenset[str]]]] = {}
+        self._prefixes: dict[tuple[int, int], list[tuple[str, frozenset[int]]]] = {}
 
     def add(self, candidate: Candidate, picture: int) -> str:
         """The key of a question added before that is the same; "" where there is none: then this one is added."""
@@ -81,7 +112,7 @@ class Questions:
             self._prefixes.setdefault((picture, shingle), []).append((candidate.key, shingles))
         return ""
 
-    def _alike(self, picture: int, prefix: list[str], shingles: frozenset[str]) -> str:
+    def _alike(self, picture: int, prefix: list[int], shingles: frozenset[int]) -> str:
         for shingle in prefix:
             for key, others in self._prefixes.get((picture, shingle), ()):
                 if len(shingles & others) >= self._likeness * len(shingles | others):
@@ -89,6 +120,11 @@ class Questions:
         return ""
 
 
-def _shingles(question: str) -> frozenset[str]:
+def _shingles(question: str) -> frozenset[int]:
+    """Hashes of 64 bits: a set of many questions holds each of their shingles."""
     words = normalise(question).split()
-    return frozenset(" ".join(words[i : i + _SHINGLE]) for i in range(max(1, len(words) - _SHINGLE + 1)))
+    return frozenset(_hash(" ".join(words[i : i + _SHINGLE])) for i in range(max(1, len(words) - _SHINGLE + 1)))
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), "big")

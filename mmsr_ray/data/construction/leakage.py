@@ -1,4 +1,4 @@
-"""What test sets would be given away: their pictures, and their facts where they know their concepts. Reads files, no Ray."""
+"""What test sets would be given away: their pictures, questions, and facts where they know their concepts. Reads files, no Ray."""
 
 from __future__ import annotations
 
@@ -24,10 +24,12 @@ def secrets_of(paths: Sequence[str], bits: int, config: DataConfig) -> Secrets:
         if _is_stage_file(path):
             for candidate in read(path, kept=True):
                 secrets.pictures.add(fingerprint(candidate.image))
+                secrets.ask(candidate.question, candidate.answers)
                 secrets.facts |= {(normalise(candidate.concept), normalise(a)) for a in candidate.answers if candidate.concept}
         else:
             for sample in iter_samples(path, config):
                 secrets.pictures.add(fingerprint(sample.image))
+                secrets.ask(sample.question, sample.answers)
     return secrets
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from mmsr_ray.data.construction.candidate import Candidate
@@ -15,6 +16,7 @@ from mmsr_ray.types import Need
 
 UNKNOWN = "unknown"
 OTHERS = "all others"
+PRIVATE = "a private address"
 
 
 @dataclass
@@ -38,11 +40,20 @@ class Statistics:
         self.need[candidate.need or UNKNOWN] += 1
         self.taxonomy[candidate.category or UNKNOWN] += 1
         self.origin[candidate.origin] += 1
-        self.source[urlsplit(candidate.page_url).hostname or candidate.source or UNKNOWN] += 1
-        self.licence[candidate.licence or UNKNOWN] += 1
+        self.source[_public(candidate.page_url, urlsplit(candidate.page_url).hostname or candidate.source or UNKNOWN)] += 1
+        self.licence[_public(candidate.licence, candidate.licence or UNKNOWN)] += 1
         self.review[candidate.review or "not reviewed"] += 1
         self.question_words[len(candidate.question.split())] += 1
         self.answer_words[len(candidate.answer.split())] += 1
+
+
+def _public(url: str, said: str) -> str:
+    """`said`, but PRIVATE where the URL lies on a machine that nobody else reaches: a card names no such addresses."""
+    try:
+        host = urlsplit(url).hostname or ""
+        return PRIVATE if host == "localhost" or not ip_address(host).is_global else said
+    except ValueError:  # the host has a name, or there is none
+        return said
 
 
 def category_of(candidate: Candidate) -> str | None:

@@ -24,7 +24,7 @@ class Find:
     picture_url: str
     page_url: str
     source: str = ""  # who shows it
-    licence: str = ""  # usually an address where the licence is explained
+    licence: str = ""  # an address where the licence is explained, or who has the rights
 
 
 class SerpApiImages(SerpApi):
@@ -37,12 +37,15 @@ class SerpApiImages(SerpApi):
 
 
 class SerperImages(Serper):
-    """POST /images, `images[]`: `imageUrl` is the picture, `link` its page."""
+    """POST /images, `images[]`: `imageUrl` is the picture, `link` its page, `source` who shows it. This follows answers of the
+    service that its users published. Rights stand in few rows, as `copyright`, `credit` or `creator`; there is no
+    address of a licence.
+    """
 
     async def find(self, query: str) -> list[Find]:
         answer = await self._post("images", {"q": query})
         found = rows(answer, "images", "Serper", expected="searchParameters" not in answer)
-        return [find for row in found if (find := _find(row, "imageUrl", "copyright"))]
+        return [find for row in found if (find := _find(row, "imageUrl", "copyright", "credit", "creator"))]
 
 
 class NoFinder(Provider):
@@ -56,8 +59,8 @@ class NoFinder(Provider):
         raise ProviderError(ToolFailure.REJECTED, "nobody finds pictures by words: set tools.picture_finder.kind", retry=False)
 
 
-def _find(row: dict[str, Any], picture: str, licence: str) -> Find | None:
-    """None for a row without both addresses."""
+def _find(row: dict[str, Any], picture: str, *rights: str) -> Find | None:
+    """None for a row without both addresses. The first of `rights` that is there is told."""
     addresses = web_url(row.get(picture)), web_url(row.get("link"))
     if not all(addresses):
         return None
@@ -65,5 +68,5 @@ def _find(row: dict[str, Any], picture: str, licence: str) -> Find | None:
         clean_line(row.get("title"), TITLE_CHARS),
         *addresses,
         clean_line(row.get("source"), TITLE_CHARS),
-        clean_line(row.get(licence), TITLE_CHARS),
+        next(filter(None, (clean_line(row.get(name), TITLE_CHARS) for name in rights)), ""),
     )

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmsr_ray.data.construction.attempts import Attempt, from_json
-from mmsr_ray.data.construction.balance import NONE_CORRECT, UNDECIDED, UNSUPPORTED, label, labelled
-from mmsr_ray.data.construction.balance_settings import BalanceConfig, complaint
+from mmsr_ray.data.construction.balance import DOUBTFUL, NONE_CORRECT, UNDECIDED, UNSUPPORTED, label, labelled, lower_bound
+from mmsr_ray.data.construction.balance_settings import BalanceConfig, Z, complaint, in_words
 from mmsr_ray.data.construction.candidate import Candidate
 from mmsr_ray.types import Need
 
@@ -22,6 +22,7 @@ configs = st.builds(
     rollouts=st.just(8),
     min_survivors=st.integers(4, 8),
     min_support=st.integers(1, 4),
+    min_success=st.sampled_from([0.0, 0.3, 0.6]),
 )
 
 
@@ -57,6 +58,32 @@ def test_a_lucky_guess_can_be_asked_for_company() -> None:
     assert label(rollouts("+MMMMMMM"), twice).need is Need.MIX
     assert label(rollouts("++MMMMMM"), twice).need is Need.SEARCH_FREE
     assert label(rollouts("+-------"), twice).reason == UNSUPPORTED
+
+
+@pytest.mark.parametrize(
+    ("seen", "need"),
+    [
+        ("+++MMMMM", Need.SEARCH_FREE),
+        ("++MMMMMM", None),  # twice right of two says too little
+        ("+++-MMMM", None),  # three of four: often enough a guess
+        ("++++++-M", Need.SEARCH_FREE),
+        ("++++++--", None),
+        ("IIImMMMM", Need.IMAGE),  # what the richer way does says nothing about this one
+        ("IiMMMMMM", None),
+        ("--MMMMMM", Need.MIX),
+    ],
+)
+def test_a_label_whose_way_is_right_too_seldom_is_in_doubt(seen: str, need: Need | None) -> None:
+    found = label(rollouts(seen), BalanceConfig(min_success=0.6))
+    assert (found.need, found.reason) == (need, "" if need else DOUBTFUL)
+    assert label(rollouts(seen), K8).need is not None
+
+
+def test_the_bound_is_wilsons() -> None:
+    for right, taken in ((1, 1), (3, 4), (7, 8), (1, 8)):
+        bound, share = lower_bound(right, taken), right / taken
+        assert bound < share  # where a share's deviation from the bound is z standard errors of the bound
+        assert share - bound == pytest.approx(Z * (bound * (1 - bound) / taken) ** 0.5)
 
 
 def test_too_few_survivors_decide_nothing() -> None:
@@ -112,6 +139,7 @@ def test_candidates_get_their_label_or_the_reason() -> None:
     [
         (BalanceConfig(min_survivors=9), "min_survivors"),
         (BalanceConfig(min_support=7), "min_support"),
+        (BalanceConfig(min_success=0.9), "min_success"),
         (BalanceConfig(direct=8), "direct"),
         (BalanceConfig(asks=0), "asks"),
         (BalanceConfig(required_per_free=-1), "required_per_free"),
@@ -121,3 +149,11 @@ def test_candidates_get_their_label_or_the_reason() -> None:
 def test_impossible_settings_are_named(wrong: BalanceConfig, named: str) -> None:
     assert named in complaint(wrong)
     assert complaint(K8) == ""
+
+
+def test_a_rule_is_told_in_words() -> None:
+    assert in_words(K8) == "8 rollouts a question"
+    assert in_words(BalanceConfig(direct=3, min_support=2, min_success=0.6)) == (
+        "8 rollouts a question, 3 of them without tools; at least 2 right ones that searched as the label says; "
+        "of those that searched so, with 90 % confidence more than 60% right"
+    )

@@ -15,7 +15,7 @@ from mmsr_ray.data.construction.card import About
 from mmsr_ray.data.construction.charts import TITLES
 from mmsr_ray.data.construction.dataset import PROVENANCE, write_dataset
 from mmsr_ray.data.construction.settings import ConstructionConfig
-from mmsr_ray.data.construction.statistics import OTHERS, Statistics, counts_of, most_frequent
+from mmsr_ray.data.construction.statistics import OTHERS, PRIVATE, Statistics, counts_of, most_frequent
 from mmsr_ray.data.reader import read_samples
 from mmsr_ray.types import Need
 
@@ -109,3 +109,15 @@ def test_rare_values_are_summed_up() -> None:
     assert names[-1] == OTHERS
     assert len(names) == 5
     assert sum(counts_of(names, one.source)) == one.questions == 40
+
+
+def test_addresses_that_nobody_else_reaches_are_not_told() -> None:
+    statistics = Statistics()
+    for page, licence in (
+        ("http://127.0.0.1:80/a", "http://10.0.0.5/l"),
+        ("http://localhost/a", "CC"),
+        ("http://8.8.8.8/a", "http://[odd"),
+    ):
+        statistics.add(Candidate("k", page_url=page, licence=licence))
+    assert statistics.source == {PRIVATE: 2, "8.8.8.8": 1}
+    assert statistics.licence == {PRIVATE: 1, "CC": 1, "http://[odd": 1}

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from mmsr_ray.config import DataConfig
 from mmsr_ray.data.construction.candidate import Candidate, write
-from mmsr_ray.data.construction.duplicates import DUPLICATE, LEAKED_ANSWER, LEAKED_PICTURE, UNREADABLE, Secrets, distinct
+from mmsr_ray.data.construction.duplicates import DUPLICATE, LEAKED_ANSWER, LEAKED_PICTURE, LEAKED_QUESTION, UNREADABLE, Secrets, distinct
 from mmsr_ray.data.construction.fingerprints import BITS, Likenesses, fingerprint
 from mmsr_ray.data.construction.leakage import secrets_of
 from mmsr_ray.data.schema import write_fvqa
@@ -130,3 +130,32 @@ def test_nothing_of_the_test_sets_stays(sets: list[str]) -> None:
     images = {"picture": drawing(1, 90), "picture2": drawing(2, 200), "fact": drawing(3), "other fact": drawing(4)}
     marks = {key: fingerprint(image) for key, image in images.items()}
     assert run(candidates, marks, secrets) == [LEAKED_PICTURE, LEAKED_PICTURE, LEAKED_ANSWER, "kept"]
+
+
+def test_a_question_of_a_test_set_stays_where_it_gives_no_answer_away(tmp_path: Path) -> None:
+    asked = {"Who built this iron tower?": "Eiffel", "When was it founded?": "1890", "What is it made of?": "tin"}
+    write_fvqa(tmp_path / "other.parquet", [Sample(q, q, drawing(n), (a,)) for n, (q, a) in enumerate(asked.items())])
+    candidates = [
+        candidate("fact", "Who built this Iron Tower", "eiffel"),  # of another picture of the tower
+        candidate("other answer", "Who built the tower?", "eiffel"),
+        candidate("founded", "When was it founded?", "1890"),  # a question with many answers
+        candidate("founded too", "When was it founded?", "1920"),
+        candidate("made", "What is it made of?", "gold"),
+    ]
+    marks = {c.key: fingerprint(drawing(10 + n)) for n, c in enumerate(candidates)}
+    secrets = secrets_of([str(tmp_path / "other.parquet")], BITS_APART, DataConfig())
+    assert run(candidates, marks, secrets) == [LEAKED_QUESTION, "kept", "kept", "kept", "kept"]
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])  # of bits that are set: pictures on white ground agree in most bands
+def test_many_or_few_to_compare_the_earliest_like_picture_is_found(share: float) -> None:
+    rng = np.random.default_rng(0)
+    bits = rng.random((600, BITS)) < share
+    bits[300:] = bits[rng.integers(0, 300, 300)] ^ (rng.random((300, BITS)) < 0.04)
+    marks = [int("".join(str(int(b)) for b in row), 2) for row in bits]
+    index, known = Likenesses(BITS_APART), []
+    for mark in marks:
+        earliest = next((other for other in known if (other ^ mark).bit_count() <= BITS_APART), None)
+        assert index.add(mark) == (mark if earliest is None else earliest)
+        known += [mark] if earliest is None else []
+    assert 300 < len(known) < 600

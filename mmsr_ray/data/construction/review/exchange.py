@@ -19,10 +19,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from mmsr_ray.data.construction.candidate import Candidate, key_of, read, write
+from mmsr_ray.data.construction.candidate import Candidate, key_of, read, read_made_from, write
 from mmsr_ray.data.construction.review.stage import Stage, content_of
 from mmsr_ray.data.construction.review.store import Store
 from mmsr_ray.data.construction.review.verdicts import REASONS, Decision, ReviewError, State, Verdict, Words, complaint
+from mmsr_ray.data.schema import DataError
 from mmsr_ray.observability.pictures import data_uri
 
 COLUMNS = (
@@ -80,6 +81,21 @@ def write_candidates(path: Path, stage: Stage, store: Store) -> Counter[str]:
 
     history = "".join(f"{d.id}\n" for d in store.history())
     return write(path, all_of_them(), {"stage": stage.fingerprint, "decisions": key_of(history), "reviewers": str(store.reviewers)})
+
+
+def check_export(path: Path, source: Path) -> None:
+    """Raises DataError unless `path` is the export of a review of the stage file `source` as it is now: the same kept candidates with the
+    same pictures, pages, questions and answers, and, though reviewers do not judge them, the same labels.
+    """
+    remedy = f"export the review again (python -m mmsr_ray.data.construction.review {source.parent} export), or remove the file"
+    stage = Stage(source)
+    stage.close()
+    if read_made_from(path).get("stage") != stage.fingerprint:
+        raise DataError(f"{path} reviews another version of {source.name}, with other candidates, words or pictures: {remedy}")
+    needs = {candidate.key: candidate.need for candidate in read(source)}
+    other = sum(needs.get(candidate.key) != candidate.need for candidate in read(path))
+    if other:
+        raise DataError(f"{path} has other search labels than {source.name} for {other} candidates: {remedy}")
 
 
 # ---------------------------------------------------------------------------------------------------- CSV

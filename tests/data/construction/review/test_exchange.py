@@ -13,12 +13,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mmsr_ray.data.construction.candidate import read, read_made_from
+from mmsr_ray.data.construction.candidate import read, read_made_from, write
 from mmsr_ray.data.construction.review import exchange
 from mmsr_ray.data.construction.review.exchange import BadFile
 from mmsr_ray.data.construction.review.stage import Stage, content_of
 from mmsr_ray.data.construction.review.store import Store
 from mmsr_ray.data.construction.review.verdicts import OTHER, REASONS, Decision, Verdict, Words, complaint
+from mmsr_ray.data.schema import DataError
 from tests.data.construction.review.samples import candidate, make_run
 
 CANDIDATES = [candidate(n) for n in range(5)]
@@ -209,6 +210,22 @@ def test_the_candidates_come_out_with_their_review(tmp_path: Path, stage: Stage,
     assert left == CANDIDATES[4].dropped(exchange.OPEN)
     assert dropped.status == "no image"
     assert read_made_from(tmp_path / "06_review.parquet")["stage"] == stage.fingerprint
+
+
+def test_an_export_of_another_version_is_refused_by_name(tmp_path: Path, stage: Stage, store: Store) -> None:
+    file = tmp_path / "06_review.parquet"
+    exchange.write_candidates(file, stage, store)
+    exchange.check_export(file, stage.path)
+    candidates = list(read(stage.path))
+    write(stage.path, [replace(candidates[0], need="text_required"), *candidates[1:]])  # labelled anew
+    with pytest.raises(DataError, match=r"06_review\.parquet has other search labels than .* for 1 candidates: export the review again"):
+        exchange.check_export(file, stage.path)
+    write(stage.path, [replace(candidates[0], answer="somebody else"), *candidates[1:]])
+    with pytest.raises(DataError, match=r"06_review\.parquet reviews another version of .*: export the review again"):
+        exchange.check_export(file, stage.path)
+    write(stage.path, candidates[1:])
+    with pytest.raises(DataError, match="another version"):
+        exchange.check_export(file, stage.path)
 
 
 def test_a_copy_of_a_review_is_made_of_its_csv(tmp_path: Path, stage: Stage, store: Store) -> None:
