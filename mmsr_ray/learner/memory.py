@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -229,7 +229,10 @@ def _without_cards(config: Config, model: Footprint) -> Phase:
     c, s, rollout = config.learner, _states(config, model), config.rollout
     states = sum(s[name] for name in ("weights", "master weights", "moments", "gradients", "frozen model"))
     engine = _engine_itemsize(config) * model.parameters + int(rollout.kv_cache_gib * GIB)
-    items = (Item(f"states of {c.world_size} ranks", c.world_size * states), Item(f"{rollout.num_runners} engines", rollout.num_runners * engine))
+    items = (
+        Item(f"states of {c.world_size} ranks", c.world_size * states),
+        Item(f"{rollout.num_runners} engines", rollout.num_runners * engine),
+    )
     return Phase("node", "host memory", items)
 
 
@@ -380,11 +383,11 @@ def check(config: Config, machine: Machine) -> Plan:
     return made
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path)
     parser.add_argument("settings", nargs="*", metavar="key=value")
-    a = parser.parse_args()
+    a = parser.parse_args(arguments)
     try:
         config = load(a.config, ["data.train=none", "data.test=none", *a.settings])
         made = plan(config, footprint_of(config.model.path), machine_of(config))
