@@ -28,7 +28,9 @@ def by_pieces(q: Any, k: Any, v: Any, cu: Any, cu_k: Any, longest: int, longest_
     return torch.cat(made)
 
 
-def varlen(q: Any, k: Any, v: Any, cu: Any, cu_k: Any, longest: int, longest_k: int, *, scale: Any, window_size: Any, enable_gqa: bool = False) -> Any:
+def varlen(
+    q: Any, k: Any, v: Any, cu: Any, cu_k: Any, longest: int, longest_k: int, *, scale: Any, window_size: Any, enable_gqa: bool = False
+) -> Any:
     return by_pieces(q, k, v, cu, cu_k, longest, longest_k, window_size == (-1, 0), enable_gqa, scale)
 
 
