@@ -351,7 +351,8 @@ def summary(p: Plan) -> str:
     if not p.card:
         return f"host {p.host.gib:.0f} GiB at least"
     phases = ", ".join(f"{phase.name} {phase.gib:.1f}" for phase in p.card if phase.role == "learner")
-    return f"learner {phases}; cache {p.cache_tokens:,} tokens; host {p.host.gib:.0f} GiB"
+    cache = f"cache {p.cache_tokens:,} tokens; " if p.machine.card_gib else ""
+    return f"learner {phases}; {cache}host {p.host.gib:.0f} GiB"
 
 
 def machine_of(config: Config) -> Machine:
