@@ -191,7 +191,7 @@ def main() -> int:
     parser.add_argument("--config", default=str(ROOT / "jobs" / "configs" / "atlas.yaml"))
     parser.add_argument("--size", choices=sorted(SHAPES), default="7b", help="of suite=gpu")
     parser.add_argument("arguments", nargs="+", metavar="suite=NAME [check=true] [key=value]")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     own = dict(item.split("=", 1) for item in args.arguments if item.startswith(("suite=", "check=")))
     try:
