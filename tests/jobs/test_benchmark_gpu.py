@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,13 @@ import pytest
 
 from jobs import benchmark, benchmark_gpu
 from jobs import benchmark_gpu_parts as parts
-from mmsr_ray.config import Config
+from mmsr_ray.atlas.policy import build_policy
+from mmsr_ray.atlas.prepare import world_of
+from mmsr_ray.config import Config, load
+from mmsr_ray.data.schema import write_fvqa
 from mmsr_ray.learner.numerics import Differences
+from mmsr_ray.rollout.engine import load_codec
+from mmsr_ray.types import Generation, Picture, Sampling
 
 
 def speed(mfu: float | None) -> dict[str, Any]:
@@ -80,10 +86,40 @@ def test_numerics_stand_beside_what_batching_does() -> None:
 
 
 def test_the_report_keeps_what_is_not_available_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import json
-
     rows = [*benchmark_gpu.speed_rows(speed(None)), {"name": "NCCL", "not_available": "not built"}]
     written = json.loads(benchmark.report("gpu", rows, tmp_path).read_text())
     assert [row["name"] for row in written["not_available"]] == ["NCCL"] and len(written["rows"]) == 1
     assert {"cpu", "cores"} <= set(written["machine"])
     assert "NCCL: not available: not built" in capsys.readouterr().out
+
+
+class Parrot:
+    """An engine as far as the numerics need one: says the same tokens every time, with log-probs of its own making."""
+
+    def __init__(self, config: Config, store_name: str | None, namespace: str) -> None:
+        self.codec = load_codec(config)
+
+    async def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+    async def generate(self, prompt_ids: list[int], pictures: list[Picture], sampling: Sampling) -> Generation:
+        assert prompt_ids.count(self.codec.image_pad_id) == len(pictures) > 0
+        ids = [*self.codec.encode_turn("so it is")]
+        return Generation(ids, [-1.0] * len(ids), [0] * len(ids), stopped=True)
+
+
+def test_transcripts_of_the_numerics_hold_pictures_in_every_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parts around the engine for real: transcripts, sealing, the learner's scores in bfloat16, rows."""
+    build_policy(tmp_path / "policy", 0)
+    write_fvqa(tmp_path / "train.parquet", world_of(Config().atlas).samples("train", 4))
+    names = [f"model.path={tmp_path / 'policy'}", f"data.train={tmp_path / 'train.parquet'}", "data.test=none"]
+    config = load(benchmark.ROOT / "jobs" / "configs" / "atlas.yaml", [*names, "model.dtype=bfloat16"])
+    monkeypatch.setattr(parts, "VLLMEngine", Parrot)
+    sealed = parts._sampled(config)
+    assert [len(tokens.pictures) for tokens in sealed] == [1 + parts.THUMBNAILS * (parts.TURNS - 1)] * parts.TRANSCRIPTS
+    found = parts._scored(config, sealed)
+    assert found["engine"].mean > 0.5, "the parrot's log-probs are not the policy's"
+    assert found["itself"]["packed_against_padded"]["max"] < 0.1
+    rows = parts.numerics_rows(found, "tiny", "bfloat16")
+    assert rows[0]["value"] == pytest.approx(found["engine"].mean, abs=1e-3)
