@@ -5,8 +5,8 @@ room by its own count; whether a micro-batch fits on the real card is tried at s
 
     python -m mmsr_ray.learner.memory --config jobs/configs/one_gpu.yaml [key=value ...]
 
-Bytes per parameter that learns, P of them over N ranks, bfloat16 with DeepSpeed's optimiser, as measured on a CPU
-(tests/learner/test_memory.py measures stage 2 again): weights 2 P; master weights and moments 12 P/N, gradients between micro-batches
+Bytes per parameter that learns, P of them over N ranks, bfloat16 under DeepSpeed 0.19, as measured on a CPU by hand (README):
+weights 2 P; master weights and moments 12 P/N, gradients between micro-batches
 2 P/N (stage 1: 2 P), as much again while the next one is added, and 8 P/N more in the optimiser's step, of which 2 are the gradients.
 """
 
