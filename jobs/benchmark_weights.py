@@ -111,7 +111,7 @@ def _fresh_store() -> ActorHandle:
 # ---------------------------------------------------------------------------------------------------- on engines
 
 
-class _Publisher:
+class Publisher:
     """Puts the same tensors into a store again and again."""
 
     def __init__(self, config: Config, tensors: dict[str, torch.Tensor], name: str) -> None:
@@ -133,7 +133,7 @@ def _tiny(config: Config) -> list[dict[str, Any]]:
     """Seconds of an update of the tiny policy, pause included, and what a hundred of them leave in the object store."""
     name = f"weights-benchmark-{config.run.name}"
     model = load_file(Path(config.model.path) / "model.safetensors")
-    publisher = _Publisher(config, model, name)
+    publisher = Publisher(config, model, name)
     publisher.publish()
     runners = start_runners(config, GRPOConfig.from_config(config), store=name)
     try:
@@ -170,8 +170,8 @@ def _engine(config: Config) -> list[dict[str, Any]]:
     name = f"weights-benchmark-{ENGINE}-{config.run.name}"
     tensors = weights_of_shape(ENGINE)
     with tempfile.TemporaryDirectory(dir=config.run.dir) as folder:
-        model = replace(config.model, path=str(_model_folder(Path(folder), Path(config.model.path))), dtype="bfloat16")
-        publisher = _Publisher(config, tensors, name)
+        model = replace(config.model, path=str(model_folder(Path(folder), Path(config.model.path), ENGINE)), dtype="bfloat16")
+        publisher = Publisher(config, tensors, name)
         publisher.publish()
         large = replace(config, model=model, rollout=replace(config.rollout, threads=os.cpu_count() or 1))
         runners = start_runners(large, GRPOConfig.from_config(large), store=name)
@@ -187,15 +187,15 @@ def _engine(config: Config) -> list[dict[str, Any]]:
     return [_row(f"seconds that {label} stands still in an update", pause, "s", "one copy of the same bytes by torch", copy)]
 
 
-def _model_folder(folder: Path, base: Path) -> Path:
-    """A model of ENGINE's shape with the tokenizer of `base`; its weights are those that the engine starts from."""
+def model_folder(folder: Path, base: Path, size: str) -> Path:
+    """A model of a size's shape with the tokenizer of `base`; its weights are random, and those that an engine starts from."""
     for file in base.iterdir():
         if file.suffix in (".json", ".jinja", ".txt"):
             shutil.copy2(file, folder / file.name)
     own = json.loads((base / "config.json").read_text())
-    made = shape_config(SHAPES[ENGINE]).to_dict()
+    made = shape_config(SHAPES[size]).to_dict()
     made |= {key: value for key, value in own.items() if key.endswith("_token_id") or key == "architectures"}
     made["text_config"] |= {key: own["text_config"][key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     (folder / "config.json").write_text(json.dumps(made))
-    save_file({name: t.clone() for name, t in weights_of_shape(ENGINE).items()}, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file({name: t.clone() for name, t in weights_of_shape(size).items()}, folder / "model.safetensors", metadata={"format": "pt"})
     return folder

@@ -11,19 +11,15 @@ stands at a checkpoint, and the same command with a higher budget goes on from i
 from __future__ import annotations
 
 import asyncio
-import logging
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the jobs package, when this file is run as a script
 
-import ray
-import torch
-
 from jobs.atlas_stage import world
 from jobs.command import run_job
 from jobs.demonstrations import source
+from jobs.memory import check_memory
 from jobs.reinforce import reinforce
 from jobs.run_folder import RunFolder
 from jobs.warm_start import warm_start
@@ -32,8 +28,6 @@ from mmsr_ray.config import Config, ConfigError, to_dict
 from mmsr_ray.data.reader import read_index
 from mmsr_ray.evaluation.rows import describe, read_rows
 from mmsr_ray.evaluation.summary import write_summary
-from mmsr_ray.learner.memory import check, machine_of, summary
-from mmsr_ray.learner.meter import HostMeter
 from mmsr_ray.observability.browse import write_browser
 from mmsr_ray.observability.progress import Progress
 from mmsr_ray.observability.report import write_report
@@ -41,8 +35,6 @@ from mmsr_ray.observability.trackers.follow import following, open_trackers
 from mmsr_ray.rollout.engine import load_codec
 from mmsr_ray.tools.actor import start_tools
 from mmsr_ray.tools.errors import BudgetSpent
-
-log = logging.getLogger("train")
 
 
 def train(config: Config) -> Path:
@@ -90,16 +82,6 @@ def check_inputs(config: Config) -> None:
     PromptSet.load(config.agent.prompts)
     for path in (config.data.train, config.data.test):
         read_index(path, config.data)
-
-
-def check_memory(config: Config) -> None:
-    """Raises ConfigError where the plan of memory does not fit. What config.machine leaves open is known of a single node alone."""
-    machine = machine_of(config)
-    if not machine.host_gib and len(ray.nodes()) == 1:
-        machine = replace(machine, host_gib=HostMeter("").now().total / 2**30)
-    if not machine.card_gib and torch.cuda.is_available():
-        machine = replace(machine, card_gib=torch.cuda.get_device_properties(0).total_memory / 2**30)
-    log.info("memory: %s", summary(check(config, machine)))
 
 
 def main() -> int:

@@ -1,13 +1,22 @@
 """Attention over rows of unequal length, for the text tower (causal) and the vision tower (full).
 
 Promise: a token attends within its own sequence only, and no attention mask is ever built. Registered with
-transformers under `NAME`; the name contains "flash" because transformers then hands over `cu_seq_lens_q` in both
-towers instead of looping over the pieces in Python itself.
+transformers under names that contain "flash", because transformers then hands over `cu_seq_lens_q` in both towers instead of
+looping over the pieces in Python itself.
+
+Kernels for the packed layout on a GPU in half precision; all give the same numbers (`use`):
+varlen: torch's flash attention, keys and values repeated for every head. The default, and what was measured on an H100.
+varlen_gqa: the same without the repetition; torch after 2.11. flash_attn: that package's. sdpa: rows of one length at a time,
+which is what everything else (float32, a CPU) runs through. The last three were never run on a GPU.
 """
 
 from __future__ import annotations
 
+import inspect
 import itertools
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -15,7 +24,9 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-NAME = "mmsr_flash_varlen"
+DEFAULT = "varlen"
+KERNELS = ("varlen", "varlen_gqa", "flash_attn", "sdpa")
+NAME = "mmsr_flash_{kernel}"
 
 
 def attend(
@@ -28,7 +39,8 @@ def attend(
     dropout: float = 0.0,
     is_causal: bool | None = None,
     cu_seq_lens_q: torch.Tensor | None = None,
-    max_length_q: int | None = None,
+    max_length_q: int | torch.Tensor | None = None,
+    kernel: str = DEFAULT,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """The signature transformers calls: query [B, H, L, D], key and value [B, H_kv, L, D] -> [B, L, H, D].
@@ -42,8 +54,8 @@ def attend(
     if cu_seq_lens_q is None:
         out = _dense(query, key, value, scaling, causal)
         return out.transpose(1, 2), None
-    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
-        out = _fused(query, key, value, scaling, causal, cu_seq_lens_q, max_length_q)
+    if kernel != "sdpa" and query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
+        out = _fused(kernel, query, key, value, scaling, causal, cu_seq_lens_q, max_length_q)
         return out.unsqueeze(0), None
     return _grouped(query, key, value, scaling, causal, cu_seq_lens_q), None
 
@@ -54,16 +66,65 @@ def _dense(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling:
 
 
 def _fused(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, causal: bool, cu: torch.Tensor, longest: int | None
+    kernel: str,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float | None,
+    causal: bool,
+    cu: torch.Tensor,
+    longest: int | torch.Tensor | None,
 ) -> torch.Tensor:
     """Flash attention over the packed row: [1, H, T, D] -> [T, H, D]."""
     cu = cu.to(device=query.device, dtype=torch.int32)
-    longest = int((cu[1:] - cu[:-1]).max()) if longest is None else int(longest)
     q, k, v = (x.squeeze(0).transpose(0, 1).contiguous() for x in (query, key, value))
-    if k.shape[1] != q.shape[1]:  # repeated: torch 2.11 has no enable_gqa here
-        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
-    out = varlen_attn(q, k, v, cu, cu, longest, longest, scale=scaling, window_size=(-1, 0) if causal else (-1, -1))
+    out = _FUSED[kernel](q, k, v, cu, _longest(cu, longest), scaling, causal)
     return out[0] if isinstance(out, tuple) else out
+
+
+def _longest(cu: torch.Tensor, given: int | torch.Tensor | None) -> int:
+    """Of the pieces. The vision tower gives it as a tensor in every block: read once a pass, for each reading waits for the GPU."""
+    if isinstance(given, int):
+        return given
+    known = vars(cu)
+    if "longest_piece" not in known:
+        known["longest_piece"] = int((cu[1:] - cu[:-1]).max())
+    return known["longest_piece"]
+
+
+def _varlen(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu: torch.Tensor, longest: int, scale: float | None, causal: bool) -> Any:
+    if k.shape[1] != q.shape[1]:  # torch 2.11 has no enable_gqa here
+        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+    return varlen_attn(q, k, v, cu, cu, longest, longest, scale=scale, window_size=(-1, 0) if causal else (-1, -1))
+
+
+def _varlen_gqa(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu: torch.Tensor, longest: int, scale: float | None, causal: bool
+) -> Any:
+    window = (-1, 0) if causal else (-1, -1)
+    return varlen_attn(q, k, v, cu, cu, longest, longest, scale=scale, window_size=window, enable_gqa=k.shape[1] != q.shape[1])
+
+
+def _flash_attn(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu: torch.Tensor, longest: int, scale: float | None, causal: bool
+) -> Any:
+    from flash_attn import flash_attn_varlen_func  # type: ignore[import-not-found]  # a package of its own, built for CUDA
+
+    return flash_attn_varlen_func(q, k, v, cu, cu, longest, longest, softmax_scale=scale, causal=causal)
+
+
+_FUSED: dict[str, Callable[..., Any]] = {"varlen": _varlen, "varlen_gqa": _varlen_gqa, "flash_attn": _flash_attn}
+
+
+def missing(kernel: str, device: torch.device) -> str:
+    """Why a kernel cannot run on a device, in a few words; "" where it can."""
+    if kernel != "sdpa" and device.type != "cuda":
+        return "needs a GPU"
+    if kernel == "varlen_gqa" and "enable_gqa" not in inspect.signature(varlen_attn).parameters:
+        return f"torch {torch.__version__} repeats keys and values: a later one is needed"
+    if kernel == "flash_attn" and find_spec("flash_attn") is None:
+        return "the package flash_attn is not installed"
+    return ""
 
 
 def _grouped(
@@ -91,10 +152,11 @@ def _grouped(
     return torch.cat(pieces)[back].unsqueeze(0)
 
 
-def use(model: torch.nn.Module) -> None:
-    """Make a transformers model use `attend` in all its towers."""
-    ALL_ATTENTION_FUNCTIONS.register(NAME, attend)
+def use(model: torch.nn.Module, kernel: str = DEFAULT) -> None:
+    """Make a transformers model use `attend` with a kernel in all its towers."""
+    name = NAME.format(kernel=kernel)
+    ALL_ATTENTION_FUNCTIONS.register(name, partial(attend, kernel=kernel))
     for module in model.modules():
         config = getattr(module, "config", None)
         if config is not None:
-            config._attn_implementation = NAME
+            config._attn_implementation = name

@@ -1,8 +1,12 @@
 """Speed of the learner's compute core on one GPU, with torch and transformers alone.
 
-`python -m mmsr_ray.learner.benchmark --size 7b` builds the real Qwen2.5-VL shape with random bfloat16 weights, makes
+    python -m mmsr_ray.learner.benchmark --size 7b [--kernel varlen] [--micro-batch-tokens 8192] [--plain-layers 28]
+
+builds the real Qwen2.5-VL shape with random bfloat16 weights, makes
 rows whose lengths follow the search agent's (one picture; a picture and thumbnails; a picture, thumbnails and text),
 and runs forward and backward over one batch of them, padded and packed. It prints one JSON object.
+
+The kernel is the one of the packed layout; the padded one is SDPA with its causal flag, never a mask.
 
 What is measured: forward, backward and gradient accumulation in bfloat16, collation included, after warm-up passes.
 What is not: the optimiser step, any communication, reading of weights. The model FLOPs behind MFU leave out what
@@ -21,11 +25,14 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from PIL import Image
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+from mmsr_ray.learner import attention
 from mmsr_ray.learner.batch import MicroBatch, Row
 from mmsr_ray.learner.model import Policy, wrap
+from mmsr_ray.learner.numerics import learner_with_itself
 from mmsr_ray.learner.pictures import PatchCache, VisionGeometry
 from mmsr_ray.learner.plan import Item, MiniBatch, Portion, plan_update
 from mmsr_ray.learner.shapes import IMAGE_PAD, SHAPES, VISION_END, VISION_START, Shape, shape_config
@@ -38,9 +45,7 @@ GEOMETRY = VisionGeometry(patch=14, merge=2, temporal_patch=2, mean=CLIP_MEAN, s
 PICTURE_SIDE, THUMBNAIL_SIDE, THUMBNAILS = 896, 224, 5
 
 
-def build(
-    shape: Shape, device: torch.device, *, checkpointing: bool, dtype: torch.dtype = torch.bfloat16, plain_layers: int = 0
-) -> Policy:
+def build(shape: Shape, device: torch.device, *, checkpointing: bool, dtype: torch.dtype = torch.bfloat16, plain_layers: int = 0) -> Policy:
     """Policy of a shape with random weights, made on the device."""
     default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
@@ -174,17 +179,6 @@ def _timed(policy: Policy, rows: list[Row], portion: Portion, mini: MiniBatch, c
     return time.perf_counter() - began
 
 
-def layout_difference(policy: Policy, rows: list[Row], device: torch.device) -> float:
-    """Mean absolute difference of log-probs between the padded and the packed layout: both must be the same model."""
-    found = []
-    cache = PatchCache(GEOMETRY, max_bytes=4 << 30)
-    for packing in ("never", "always"):
-        portion = plan_update(items_of(rows), world_size=1, micro_batch_tokens=1 << 30, packing=packing).minibatches[0].ranks[0][0]
-        with torch.no_grad():
-            found.append(policy(collate_portion(portion, lambda item: rows[item.group], policy, cache).to(device)).logprobs)
-    return float((found[0] - found[1]).abs().mean())
-
-
 def _synchronise(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -194,17 +188,25 @@ def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
-def run(size: str, *, rows: int, tokens: int, passes: int, checkpointing: bool) -> dict[str, Any]:
+def run(
+    size: str, *, rows: int, tokens: int, passes: int, checkpointing: bool, kernel: str = "sdpa", plain_layers: int = 0
+) -> dict[str, Any]:
     """Both layouts of one size; see the module's docstring for what the numbers mean."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     shape = SHAPES[size]
+    if lacking := attention.missing(kernel, device):
+        return {"suite": "gpu", "machine": _device_name(device), "size": size, "kernel": kernel, "not_available": lacking}
     torch.manual_seed(0)
-    policy = build(shape, device, checkpointing=checkpointing)
+    policy = build(shape, device, checkpointing=checkpointing, plain_layers=plain_layers)
+    attention.use(policy.hf, kernel)
     made = make_rows(rows, shape.vocabulary, scale=8 if size == "tiny" else 1)
     result: dict[str, Any] = {
         "suite": "gpu",
         "machine": _device_name(device),
         "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "kernel": kernel,
+        "plain_layers": plain_layers,
         "size": size,
         "parameters": sum(p.numel() for p in policy.parameters()),
         "rows": rows,
@@ -212,7 +214,7 @@ def run(size: str, *, rows: int, tokens: int, passes: int, checkpointing: bool) 
         "micro_batch_tokens": tokens,
         "gradient_checkpointing": checkpointing,
         "measured": "bf16 forward + backward with gradient accumulation; no optimiser step, no communication",
-        "logprob_difference_padded_packed": layout_difference(policy, made[:3], device),
+        "numerics": learner_with_itself(policy, made[:3], PatchCache(GEOMETRY, max_bytes=4 << 30), device),
     }
     for name, packing in (("padded", "never"), ("packed", "always")):
         result[name] = measure(policy, shape, made, device, packing=packing, tokens=tokens, passes=passes)
@@ -227,8 +229,18 @@ def main() -> None:
     parser.add_argument("--micro-batch-tokens", type=int, default=16_384)
     parser.add_argument("--passes", type=int, default=3, help="measured passes over all rows, after one to warm up")
     parser.add_argument("--no-checkpointing", action="store_true")
+    parser.add_argument("--plain-layers", type=int, default=0, help="layers that are not checkpointed")
+    parser.add_argument("--kernel", choices=attention.KERNELS, help="of attention over packed rows; default: what training takes here")
     a = parser.parse_args()
-    result = run(a.size, rows=a.rows, tokens=a.micro_batch_tokens, passes=a.passes, checkpointing=not a.no_checkpointing)
+    result = run(
+        a.size,
+        rows=a.rows,
+        tokens=a.micro_batch_tokens,
+        passes=a.passes,
+        checkpointing=not a.no_checkpointing,
+        kernel=a.kernel or (attention.DEFAULT if torch.cuda.is_available() else "sdpa"),
+        plain_layers=a.plain_layers,
+    )
     sys.stdout.write(json.dumps(result, indent=1) + "\n")
 
 

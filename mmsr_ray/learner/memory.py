@@ -5,8 +5,8 @@ room by its own count; whether a micro-batch fits on the real card is tried at s
 
     python -m mmsr_ray.learner.memory --config jobs/configs/one_gpu.yaml [key=value ...]
 
-Bytes per parameter that learns, P of them over N ranks, bfloat16 with DeepSpeed's optimiser, as measured on a CPU
-(tests/learner/test_memory.py measures stage 2 again): weights 2 P; master weights and moments 12 P/N, gradients between micro-batches
+Bytes per parameter that learns, P of them over N ranks, bfloat16 under DeepSpeed 0.19, as measured on a CPU by hand (README):
+weights 2 P; master weights and moments 12 P/N, gradients between micro-batches
 2 P/N (stage 1: 2 P), as much again while the next one is added, and 8 P/N more in the optimiser's step, of which 2 are the gradients.
 """
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -229,7 +229,10 @@ def _without_cards(config: Config, model: Footprint) -> Phase:
     c, s, rollout = config.learner, _states(config, model), config.rollout
     states = sum(s[name] for name in ("weights", "master weights", "moments", "gradients", "frozen model"))
     engine = _engine_itemsize(config) * model.parameters + int(rollout.kv_cache_gib * GIB)
-    items = (Item(f"states of {c.world_size} ranks", c.world_size * states), Item(f"{rollout.num_runners} engines", rollout.num_runners * engine))
+    items = (
+        Item(f"states of {c.world_size} ranks", c.world_size * states),
+        Item(f"{rollout.num_runners} engines", rollout.num_runners * engine),
+    )
     return Phase("node", "host memory", items)
 
 
@@ -348,7 +351,8 @@ def summary(p: Plan) -> str:
     if not p.card:
         return f"host {p.host.gib:.0f} GiB at least"
     phases = ", ".join(f"{phase.name} {phase.gib:.1f}" for phase in p.card if phase.role == "learner")
-    return f"learner {phases}; cache {p.cache_tokens:,} tokens; host {p.host.gib:.0f} GiB"
+    cache = f"cache {p.cache_tokens:,} tokens; " if p.machine.card_gib else ""
+    return f"learner {phases}; {cache}host {p.host.gib:.0f} GiB"
 
 
 def machine_of(config: Config) -> Machine:
@@ -380,11 +384,11 @@ def check(config: Config, machine: Machine) -> Plan:
     return made
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path)
     parser.add_argument("settings", nargs="*", metavar="key=value")
-    a = parser.parse_args()
+    a = parser.parse_args(arguments)
     try:
         config = load(a.config, ["data.train=none", "data.test=none", *a.settings])
         made = plan(config, footprint_of(config.model.path), machine_of(config))

@@ -55,12 +55,15 @@ def bare_rate(config: Config, samples: Sequence[Sample], group_size: int, rounds
 
     `direct`: the only turns of the workflow of that name, greedy as in an evaluation.
     """
-    task = ray.remote(num_cpus=0, max_calls=1)(_bare).remote(config, list(samples), group_size, rounds, direct)
+    task = ray.remote(num_cpus=0, num_gpus=config.rollout.gpus_per_runner, max_calls=1)(_bare).remote(
+        config, list(samples), group_size, rounds, direct
+    )
     return ray.get(task, timeout=DEADLINE_SECONDS)
 
 
 def _bare(config: Config, samples: list[Sample], group_size: int, rounds: int, direct: bool) -> Rate:
     from vllm import LLM, SamplingParams
+    from vllm.platforms import current_platform
 
     codec, prompts = load_codec(config), PromptSet.load(config.agent.prompts)
     first = prompts.direct if direct else prompts.round_1
@@ -76,7 +79,8 @@ def _bare(config: Config, samples: list[Sample], group_size: int, rounds: int, d
         max_model_len=config.rollout.max_model_len or config.agent.max_total_tokens,
         max_num_seqs=config.rollout.max_num_seqs,
         enforce_eager=config.rollout.enforce_eager,
-        kv_cache_memory_bytes=config.rollout.kv_cache_gib << 30,
+        gpu_memory_utilization=config.rollout.gpu_memory_utilization,
+        kv_cache_memory_bytes=config.rollout.kv_cache_gib << 30 if current_platform.is_cpu() else None,
         limit_mm_per_prompt={"image": 1, "video": 0},
         generation_config="vllm",
     )

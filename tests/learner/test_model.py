@@ -8,7 +8,7 @@ import torch
 
 from mmsr_ray.learner import model as model_module
 from mmsr_ray.learner.batch import BatchError, MicroBatch, Row, TokenIds, collate
-from mmsr_ray.learner.model import Entropy, ModelError, Policy, load_policy, named_weights
+from mmsr_ray.learner.model import Entropy, ModelError, Policy, load_policy, named_weights, wrap
 from mmsr_ray.learner.pictures import PatchCache
 from tests.learner.conftest import IMAGE_PAD, make_config, make_policy, make_row
 
@@ -135,3 +135,16 @@ def test_bfloat16_stays_close(cache: PatchCache) -> None:
         b = rough(batch_of(rough, ROWS, cache)).logprobs
     assert b.dtype == torch.float32
     assert (a - b).abs().mean() < 0.05
+
+
+def test_layers_left_out_of_checkpointing_change_no_gradient(cache: PatchCache) -> None:
+    found = []
+    for checkpointing, plain in ((False, 0), (True, 0), (True, 1), (True, 99)):
+        torch.manual_seed(0)
+        policy = wrap(type(make_policy().hf)(make_config()), gradient_checkpointing=checkpointing, plain_layers=plain)
+        found.append(gradients(policy, cache, [ROWS], packed=True))
+        checkpointed = [bool(layer.gradient_checkpointing) for layer in policy.hf.model.language_model.layers]
+        assert checkpointed == [checkpointing and number < 2 - plain for number in range(2)]
+    for other in found[1:]:
+        for name, gradient in found[0].items():
+            torch.testing.assert_close(other[name], gradient, msg=lambda m, n=name: f"{n}: {m}")

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import math
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -82,17 +84,40 @@ def test_fit_lowers_the_loss_and_skips_what_is_not_finite(cache: PatchCache) -> 
         torch.testing.assert_close(parameter.detach(), value, rtol=0, atol=0)
 
 
-def test_the_compute_core_needs_torch_and_transformers_only() -> None:
-    code = (
-        "import sys, mmsr_ray.learner.benchmark;"
-        "heavy = {'ray', 'deepspeed', 'vllm', 'omegaconf', 'datasets'} & set(sys.modules); assert not heavy, heavy"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2], timeout=120)
+BARE = """
+import importlib.util, runpy, sys
+
+ABSENT = {"ray", "vllm", "deepspeed", "omegaconf", "datasets"}
+real = importlib.util.find_spec
+
+
+class Bare:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ABSENT:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+importlib.util.find_spec = lambda name, package=None: None if name.split(".")[0] in ABSENT else real(name, package)  # transformers asks
+sys.meta_path.insert(0, Bare())
+sys.argv = ["benchmark", "--size", "tiny", "--rows", "3", "--passes", "1", "--micro-batch-tokens", "1024"]
+runpy.run_module("mmsr_ray.learner.benchmark", run_name="__main__")
+"""
+
+
+def test_the_benchmark_runs_on_a_bare_machine() -> None:
+    """Its command, where importing anything beyond torch and transformers of what we use fails."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", BARE], cwd=root, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout)["packed"]["tokens_per_second"] > 0
 
 
 def test_the_benchmark_runs_where_there_is_no_gpu() -> None:
     result = run("tiny", rows=3, tokens=1024, passes=1, checkpointing=True)
-    assert result["logprob_difference_padded_packed"] < 1e-3
+    for compared in ("packed_against_padded", "alone_against_together"):
+        assert result["numerics"][compared]["tokens"] > 0
+        assert result["numerics"][compared]["mean"] <= result["numerics"][compared]["max"] < 0.05  # bfloat16 has 8 bits
     assert result["packed"]["real_tokens"] == result["packed"]["computed_tokens"] == result["padded"]["real_tokens"]
     assert result["packed_over_padded"] > 0
 

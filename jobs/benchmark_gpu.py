@@ -1,0 +1,141 @@
+"""The suite `gpu`: what one card makes of a size of Qwen2.5-VL with random weights; nothing is downloaded.
+
+    python jobs/benchmark.py suite=gpu --size 7b
+
+Parts: the learner's compute core by attention kernel and layout; the engine in the agent's loop against bare vLLM; a weight update by
+transport; colocated GRPO steps taken apart, their memory and its growth; numerics of learner and engine. A part that cannot run says
+"not available" and why, and the others go on. `--size tiny` runs all of it without a GPU, for its code: those numbers mean nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray.exceptions import RayError
+
+from jobs import benchmark_gpu_parts as parts
+from jobs.atlas_stage import world
+from jobs.benchmark_rows import row
+from jobs.benchmark_weights import model_folder
+from jobs.connect import connect
+from mmsr_ray.config import Config
+from mmsr_ray.learner.attention import KERNELS
+from mmsr_ray.learner.group import LearnerError
+from mmsr_ray.tools.actor import start_tools
+
+log = logging.getLogger("benchmark")
+ROOT = Path(__file__).resolve().parent.parent
+SUITE = "gpu"
+SETTINGS = (
+    "grpo.steps=1000",  # more than are taken: the end would export the model
+    "grpo.lr=1e-6",
+    "grpo.lr_schedule=constant",
+    "grpo.checkpoint_every=1000",
+    "grpo.groups_kept=0",
+    "grpo.groups_per_step=4",
+    "evaluation.before_training=false",
+    "learner.world_size=1",
+    "learner.dtype=bfloat16",
+    "learner.packing=always",
+    "learner.gradient_checkpointing=true",
+    "model.dtype=bfloat16",
+)
+GOAL_MFU, GOAL_LOOP, GOAL_PAUSE = 0.45, 0.9, 1.0
+SPEED_SECONDS = 1800.0
+
+Rows = list[dict[str, Any]]
+Part = Callable[[], Rows]
+
+
+def gpu(config: Config, size: str) -> Rows:
+    """All rows; a part that failed or cannot run has one row with `not_available`, the reason."""
+    cuda = torch.cuda.is_available()
+    if not cuda and size != "tiny":
+        return [{"name": f"suite gpu, size {size}", "not_available": "this machine has no GPU; --size tiny runs the suite's code without"}]
+    rows = [found for kernel in KERNELS for found in attempt(f"learner speed, {kernel}", lambda kernel=kernel: speed(size, kernel))]
+    connect(config)
+    with world(config) as made, tempfile.TemporaryDirectory(dir=config.run.dir) as folder:
+        here = sized(made, size, Path(folder), cuda=cuda)
+        tools = start_tools(here)
+        for name, part in {
+            "engine against bare vLLM": lambda: parts.engine(here, size),
+            "numerics of learner and engine": lambda: parts.numerics(here, size),
+            "weight update, object store": lambda: parts.weight_update(here, size),
+            "colocated steps": lambda: parts.colocated(here, size),
+        }.items():
+            rows += attempt(name, part)
+        del tools
+    for transport in ("CUDA IPC", "NCCL"):
+        rows.append(
+            {"name": f"weight update, {transport}", "not_available": "this transport is not built: weights go through the object store"}
+        )
+    return rows
+
+
+def attempt(name: str, part: Part) -> Rows:
+    """A part's rows, or the one that says why there are none."""
+    try:
+        return part()
+    except parts.NotAvailable as error:
+        return [{"name": name, "not_available": str(error)}]
+    except (RayError, LearnerError, RuntimeError, OSError, ValueError, KeyError, TimeoutError) as error:
+        log.exception("%s failed", name)
+        return [{"name": name, "not_available": f"it failed: {error!r}"[:500]}]
+
+
+def sized(config: Config, size: str, folder: Path, *, cuda: bool) -> Config:
+    """The config on a model folder of the size, with pictures and lengths of the real ones where the model is a real one."""
+    share = {"gpus": 0.5} if cuda else {"gpus": 0.0}
+    here = replace(
+        config,
+        rollout=replace(config.rollout, gpus_per_runner=share["gpus"], num_runners=1, enforce_eager=not cuda, gpu_memory_utilization=0.8),
+        learner=replace(config.learner, gpus_per_rank=share["gpus"]),
+    )
+    if size == "tiny":
+        return here
+    model = replace(
+        config.model,
+        path=str(model_folder(folder, Path(config.model.path), size)),
+        min_pixels=262_144,
+        max_pixels=903_168,
+        thumbnail_max_pixels=90_000,
+    )
+    agent = replace(config.agent, max_prompt_tokens=4096, max_turn_tokens=512, max_total_tokens=8192, deadline_seconds=280)
+    learner = replace(here.learner, micro_batch_tokens=8192, offload="none" if size == "0.5b" else "optimizer", start_seconds=1200)
+    return replace(here, model=model, agent=agent, learner=learner)
+
+
+def speed(size: str, kernel: str) -> Rows:
+    """The compute core in a process of its own, as on a bare machine."""
+    arguments = ["--size", size, "--kernel", kernel, "--micro-batch-tokens", "8192" if size != "tiny" else "1024"]
+    arguments += ["--rows", "16" if size != "tiny" else "3", "--passes", "2" if size != "tiny" else "1"]
+    command = [sys.executable, "-m", "mmsr_ray.learner.benchmark", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=SPEED_SECONDS, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(done.stderr[-500:])
+    return speed_rows(json.loads(done.stdout))
+
+
+def speed_rows(found: dict[str, Any]) -> Rows:
+    """Of one run of `learner.benchmark`. Raises NotAvailable as it says."""
+    if "not_available" in found:
+        raise parts.NotAvailable(found["not_available"])
+    label = f"learner forward and backward, Qwen2.5-VL-{found['size'].upper()} shape, bf16, kernel {found['kernel']}"
+    packed, padded = found["packed"], found["padded"]
+    made = [
+        row(f"{label}: tokens per second, packed", packed["tokens_per_second"], "tokens/s", "padded", padded["tokens_per_second"], SUITE)
+    ]
+    if packed["mfu"] is not None:
+        made.append(row(f"{label}: model FLOP utilisation, packed", packed["mfu"], "share of peak", "the goal", GOAL_MFU, SUITE))
+    if packed["peak_memory_gib"] is not None:
+        made.append(row(f"{label}: peak memory, packed", packed["peak_memory_gib"], "GiB", "padded", padded["peak_memory_gib"], SUITE))
+    return made
