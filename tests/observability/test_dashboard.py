@@ -67,17 +67,23 @@ def test_an_alert_says_what_to_do() -> None:
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="needs kubectl, for its kustomize")
 def test_an_overlay_gets_what_prometheus_and_grafana_look_for(tmp_path: Path) -> None:
-    overlay = tmp_path / "overlay"
+    overlay = tmp_path / "cluster" / "overlays" / "cpu-demo" / "watched"
+    shutil.copytree(ROOT / "cluster", tmp_path / "cluster")
     overlay.mkdir()
-    shutil.copytree(MONITORING, tmp_path / "monitoring")
-    (overlay / "kustomization.yaml").write_text(yaml.safe_dump({"namespace": "mmsr", "components": ["../monitoring"]}))
+    components = ["../../../monitoring", "../../../components/train"]
+    (overlay / "kustomization.yaml").write_text(yaml.safe_dump({"resources": ["../cluster"], "components": components}))
     built = subprocess.run(["kubectl", "kustomize", str(overlay)], capture_output=True, text=True, check=True).stdout
-    objects = {found["kind"]: found for found in yaml.safe_load_all(built)}
-    assert set(objects) == {"ConfigMap", "PodMonitor", "PrometheusRule"}
-    assert objects["ConfigMap"]["metadata"]["labels"] == {"grafana_dashboard": "1"}
-    assert json.loads(objects["ConfigMap"]["data"]["mmsr.json"])["uid"] == "mmsr"
-    assert objects["PrometheusRule"]["spec"] == yaml.safe_load((MONITORING / "mmsr-rules.yaml").read_text())
-    assert all(found["metadata"]["namespace"] == "mmsr" for found in objects.values())
+    objects = {(found["kind"], found["metadata"]["name"]): found for found in yaml.safe_load_all(built)}
+    dashboard = objects["ConfigMap", "mmsr-ray-dashboard"]
+    assert dashboard["metadata"]["labels"] == {"grafana_dashboard": "1"}
+    assert json.loads(dashboard["data"]["mmsr.json"])["uid"] == "mmsr"
+    rules, monitor = objects["PrometheusRule", "mmsr-ray"], objects["PodMonitor", "mmsr-ray"]
+    assert rules["spec"] == yaml.safe_load((MONITORING / "mmsr-rules.yaml").read_text())
+    assert {found["metadata"]["namespace"] for found in (dashboard, rules, monitor)} == {"mmsr"}
+    head = objects["RayJob", "mmsr-train"]["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+    assert {variable["name"] for variable in head["env"]} >= {"RAY_PROMETHEUS_HOST", "RAY_GRAFANA_HOST", "RAY_GRAFANA_IFRAME_HOST"}
+    assert {port["name"] for port in head["ports"]} >= {endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]}
+    assert 9090 in [port["port"] for rule in objects["NetworkPolicy", "mmsr-ray"]["spec"]["egress"] for port in rule.get("ports", [])]
 
 
 # ---------------------------------------------------------------------------------------------------- when they fire
