@@ -20,6 +20,7 @@ from mmsr_ray.metrics.catalogue import METRICS
 from mmsr_ray.observability.dashboard.__main__ import files
 from mmsr_ray.observability.dashboard.alerts import Patience, alerts
 from mmsr_ray.observability.dashboard.panels import ROWS
+from mmsr_ray.observability.dashboard.queries import WINDOW
 from tests.prometheus import needed
 
 ROOT = Path(__file__).parents[2]
@@ -153,6 +154,17 @@ CASES: dict[str, tuple[str, list[dict[str, str]], str, bool]] = {
 @needed
 def test_the_rules_load() -> None:
     _promtool("check", "rules", str(MONITORING / "mmsr-rules.yaml"))
+
+
+@needed
+def test_every_query_is_promql(tmp_path: Path) -> None:
+    """Those of panels that need what no test has, such as a GPU, too."""
+    exprs = {
+        query.expr.replace(WINDOW, "1m").replace("$run", ".*") for panels in ROWS.values() for panel in panels for query in panel.queries
+    }
+    rules = [{"record": f"panel:{number}", "expr": expr} for number, expr in enumerate(sorted(exprs))]
+    (tmp_path / "panels.yaml").write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}))
+    _promtool("check", "rules", str(tmp_path / "panels.yaml"))
 
 
 @needed
