@@ -19,6 +19,9 @@ class Told(dict[str, float]):
         assert {"run", *(labels or {})} == set(metric.labels), metric.name
         self[metric.name + "".join(f",{value}" for value in (labels or {}).values())] = value
 
+    def stop(self) -> None:
+        self.clear()
+
 
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> Told:
