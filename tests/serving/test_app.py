@@ -97,7 +97,7 @@ def service(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     web = start_web(AtlasConfig())
     config.tools = point_at(config.tools, web.base)
     with collecting() as collector, pytest.MonkeyPatch.context() as environment:
-        environment.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", collector.url)
+        environment.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
         environment.setenv("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip")
         environment.setenv("OTEL_BSP_SCHEDULE_DELAY", "200")  # milliseconds
         ray.init(
