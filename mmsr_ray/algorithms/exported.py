@@ -1,7 +1,7 @@
 """The numbers of a training run for Prometheus, through Ray's metrics: its settings, its steps, its queues as they are now.
 
-Promise: thin; values come from the step's record and from what is looked at anyway. Ray goes on telling the last value while this process
-lives, also while it hangs, so that a step that stands still is seen from outside.
+Promise: thin; values come from the step's record and from what is looked at anyway. The last values are told while this process lives, also
+while a step stands still (metrics.exported.Gauges), so that this is seen from outside.
 """
 
 from __future__ import annotations
@@ -56,6 +56,10 @@ class Exported:
         finally:
             self._gauges.set(m.EVALUATING, 0)
             self._progress()
+
+    def stop(self) -> None:
+        """The run is over, or goes on in another process."""
+        self._gauges.stop()
 
     def _progress(self) -> None:
         self._gauges.set(m.PROGRESS, self._clock())

@@ -391,6 +391,8 @@ class GRPO(Algorithm):
         return {ENV_RUNNER_RESULTS: {row["name"]: row["accuracy"] for row in rows}}
 
     def cleanup(self) -> None:
+        if "exported" in self.__dict__:
+            self.exported.stop()
         if "parts" in self.__dict__:  # setup may have failed before
             self.keeper.finish()
             self.spending.look()

@@ -5,6 +5,7 @@ Ray refuses a label that was not declared, and a value without all its labels.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -12,6 +13,7 @@ from ray.util.metrics import Counter, Gauge, Histogram
 
 from mmsr_ray.metrics.catalogue import Kind, Metric
 
+AGAIN_SECONDS = 1.0  # Ray reports every 10 s unless it is told otherwise, and at most once a second
 Labels = Mapping[str, str]
 M = TypeVar("M", Counter, Gauge, Histogram)
 
@@ -42,12 +44,31 @@ def _with(made: M, given: Labels | None) -> M:
 
 
 class Gauges:
-    """Gauges that are made when they are first set, and held: Ray forgets one that nobody holds."""
+    """Gauges that keep their value. Ray tells a value once and forgets it two report intervals later, so a thread says all of them again
+    until `stop`: they are there while this process lives, also while its other threads wait.
+    """
 
-    def __init__(self, given: Labels) -> None:
+    def __init__(self, given: Labels, every: float = AGAIN_SECONDS) -> None:
+        """`given`: as for `gauge`."""
         self._given, self._made = given, dict[str, Gauge]()
+        self._values: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}  # by name and labels
+        self._lock, self._stopped = threading.Lock(), threading.Event()
+        self._every = every
+        threading.Thread(target=self._repeat, name="gauges", daemon=True).start()
 
     def set(self, metric: Metric, value: float, labels: Labels | None = None) -> None:
-        if metric.name not in self._made:
-            self._made[metric.name] = gauge(metric, self._given)
-        self._made[metric.name].set(value, dict(labels or {}))
+        with self._lock:
+            if metric.name not in self._made:
+                self._made[metric.name] = gauge(metric, self._given)
+            self._values[metric.name, tuple((labels or {}).items())] = value
+            self._made[metric.name].set(value, dict(labels or {}))
+
+    def stop(self) -> None:
+        """What was told fades away."""
+        self._stopped.set()
+
+    def _repeat(self) -> None:
+        while not self._stopped.wait(self._every):
+            with self._lock:
+                for (name, labels), value in self._values.items():
+                    self._made[name].set(value, dict(labels))

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from mmsr_ray.metrics import catalogue as m
-from mmsr_ray.metrics.exported import counter, gauge, histogram
+from mmsr_ray.metrics.exported import Gauges, counter, histogram
 from mmsr_ray.serving.events import Event, Failed, Finished, Results, Started
 from mmsr_ray.types import ToolKind
 
@@ -87,13 +87,13 @@ class Exported:
         self._queued, self._first = histogram(m.SERVED_QUEUE_SECONDS), histogram(m.SERVED_FIRST_SECONDS)
         self._tokens, self._searches, self._cost = histogram(m.SERVED_TOKENS), counter(m.SERVED_SEARCHES), counter(m.SERVED_COST)
         self._used = counter(m.SERVED_TOKENS_USED)
-        self._open, self._room = gauge(m.SERVING_OPEN), gauge(m.SERVING_ROOM)  # Ray forgets a gauge that nobody holds
-        self._open.set(0)
-        self._room.set(room)
+        self._gauges = Gauges({})
+        self._gauges.set(m.SERVING_ROOM, room)
+        self.inside(0)
 
     def inside(self, count: int) -> None:
         """So many questions run or wait now."""
-        self._open.set(count)
+        self._gauges.set(m.SERVING_OPEN, count)
 
     def __call__(self, account: Account) -> None:
         one = {"workflow": account.workflow}

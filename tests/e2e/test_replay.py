@@ -52,6 +52,7 @@ DIFFERS = {
 }  # times, and what the tools did for it
 HOLDS = ("training questions say what they need (Atlas)", "tools.budget_usd > 0", "a service has a price")  # of the dashboard's conditions
 WATCH_SECONDS = 120.0
+STILL_SECONDS = 6.0  # until a step counts as stalled: longer than Ray remembers a gauge that is not told again
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +193,7 @@ def recorded(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Record
     recording = taped(config, "recorded", "record", web.base)
     try:
         if INSTALLED:
-            rules = rule_file(alerts(Patience(factor=0, seconds=2))).replace("for: 1m", "for: 1s")
+            rules = rule_file(alerts(Patience(factor=0, seconds=STILL_SECONDS))).replace("for: 1m", "for: 1s")
             found = {"file_sd_configs": [{"files": [str(discovery())]}]}
             with prometheus(tmp_path_factory.mktemp("prometheus"), found, rules) as here:
                 folder, counts = run(recording, lambda: watched.look(here))

@@ -20,6 +20,7 @@ from mmsr_ray.metrics.catalogue import METRICS
 from mmsr_ray.observability.dashboard.__main__ import files
 from mmsr_ray.observability.dashboard.alerts import Patience, alerts
 from mmsr_ray.observability.dashboard.panels import ROWS
+from mmsr_ray.observability.dashboard.queries import WINDOW
 from tests.prometheus import needed
 
 ROOT = Path(__file__).parents[2]
@@ -67,17 +68,23 @@ def test_an_alert_says_what_to_do() -> None:
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="needs kubectl, for its kustomize")
 def test_an_overlay_gets_what_prometheus_and_grafana_look_for(tmp_path: Path) -> None:
-    overlay = tmp_path / "overlay"
+    overlay = tmp_path / "cluster" / "overlays" / "cpu-demo" / "watched"
+    shutil.copytree(ROOT / "cluster", tmp_path / "cluster")
     overlay.mkdir()
-    shutil.copytree(MONITORING, tmp_path / "monitoring")
-    (overlay / "kustomization.yaml").write_text(yaml.safe_dump({"namespace": "mmsr", "components": ["../monitoring"]}))
+    components = ["../../../monitoring", "../../../components/train"]
+    (overlay / "kustomization.yaml").write_text(yaml.safe_dump({"resources": ["../cluster"], "components": components}))
     built = subprocess.run(["kubectl", "kustomize", str(overlay)], capture_output=True, text=True, check=True).stdout
-    objects = {found["kind"]: found for found in yaml.safe_load_all(built)}
-    assert set(objects) == {"ConfigMap", "PodMonitor", "PrometheusRule"}
-    assert objects["ConfigMap"]["metadata"]["labels"] == {"grafana_dashboard": "1"}
-    assert json.loads(objects["ConfigMap"]["data"]["mmsr.json"])["uid"] == "mmsr"
-    assert objects["PrometheusRule"]["spec"] == yaml.safe_load((MONITORING / "mmsr-rules.yaml").read_text())
-    assert all(found["metadata"]["namespace"] == "mmsr" for found in objects.values())
+    objects = {(found["kind"], found["metadata"]["name"]): found for found in yaml.safe_load_all(built)}
+    dashboard = objects["ConfigMap", "mmsr-ray-dashboard"]
+    assert dashboard["metadata"]["labels"] == {"grafana_dashboard": "1"}
+    assert json.loads(dashboard["data"]["mmsr.json"])["uid"] == "mmsr"
+    rules, monitor = objects["PrometheusRule", "mmsr-ray"], objects["PodMonitor", "mmsr-ray"]
+    assert rules["spec"] == yaml.safe_load((MONITORING / "mmsr-rules.yaml").read_text())
+    assert {found["metadata"]["namespace"] for found in (dashboard, rules, monitor)} == {"mmsr"}
+    head = objects["RayJob", "mmsr-train"]["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+    assert {variable["name"] for variable in head["env"]} >= {"RAY_PROMETHEUS_HOST", "RAY_GRAFANA_HOST", "RAY_GRAFANA_IFRAME_HOST"}
+    assert {port["name"] for port in head["ports"]} >= {endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]}
+    assert 9090 in [port["port"] for rule in objects["NetworkPolicy", "mmsr-ray"]["spec"]["egress"] for port in rule.get("ports", [])]
 
 
 # ---------------------------------------------------------------------------------------------------- when they fire
@@ -147,6 +154,17 @@ CASES: dict[str, tuple[str, list[dict[str, str]], str, bool]] = {
 @needed
 def test_the_rules_load() -> None:
     _promtool("check", "rules", str(MONITORING / "mmsr-rules.yaml"))
+
+
+@needed
+def test_every_query_is_promql(tmp_path: Path) -> None:
+    """Those of panels that need what no test has, such as a GPU, too."""
+    exprs = {
+        query.expr.replace(WINDOW, "1m").replace("$run", ".*") for panels in ROWS.values() for panel in panels for query in panel.queries
+    }
+    rules = [{"record": f"panel:{number}", "expr": expr} for number, expr in enumerate(sorted(exprs))]
+    (tmp_path / "panels.yaml").write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}))
+    _promtool("check", "rules", str(tmp_path / "panels.yaml"))
 
 
 @needed

@@ -19,7 +19,7 @@ PROTOBUF = "application/x-protobuf"
 
 @dataclass
 class Collector:
-    url: str = ""  # of its traces
+    url: str = ""
     spans: list[tuple[str, Span]] = field(default_factory=list)  # service.name, span
     bodies: list[bytes] = field(default_factory=list)
 
@@ -59,7 +59,7 @@ def collecting() -> Iterator[Collector]:
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
-        collector.url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1/traces"
+        collector.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
         return runner
 
     thread = threading.Thread(target=loop.run_forever, daemon=True)

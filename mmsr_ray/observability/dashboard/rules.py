@@ -20,7 +20,7 @@ def rule_file(alerts: Sequence[Alert]) -> str:
 
 def prometheus_rule(alerts: Sequence[Alert]) -> str:
     """A PrometheusRule, of monitoring.coreos.com/v1."""
-    metadata = {"name": NAME, "labels": {"app.kubernetes.io/part-of": NAME}}
+    metadata = {"name": NAME, "namespace": "mmsr", "labels": {"app.kubernetes.io/part-of": "mmsr"}}
     return HEADER + _yaml(
         {"apiVersion": "monitoring.coreos.com/v1", "kind": "PrometheusRule", "metadata": metadata, "spec": {"groups": _groups(alerts)}}
     )
