@@ -38,9 +38,7 @@ GEOMETRY = VisionGeometry(patch=14, merge=2, temporal_patch=2, mean=CLIP_MEAN, s
 PICTURE_SIDE, THUMBNAIL_SIDE, THUMBNAILS = 896, 224, 5
 
 
-def build(
-    shape: Shape, device: torch.device, *, checkpointing: bool, dtype: torch.dtype = torch.bfloat16, plain_layers: int = 0
-) -> Policy:
+def build(shape: Shape, device: torch.device, *, checkpointing: bool, dtype: torch.dtype = torch.bfloat16, plain_layers: int = 0) -> Policy:
     """Policy of a shape with random weights, made on the device."""
     default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)

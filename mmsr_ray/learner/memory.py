@@ -229,7 +229,10 @@ def _without_cards(config: Config, model: Footprint) -> Phase:
     c, s, rollout = config.learner, _states(config, model), config.rollout
     states = sum(s[name] for name in ("weights", "master weights", "moments", "gradients", "frozen model"))
     engine = _engine_itemsize(config) * model.parameters + int(rollout.kv_cache_gib * GIB)
-    items = (Item(f"states of {c.world_size} ranks", c.world_size * states), Item(f"{rollout.num_runners} engines", rollout.num_runners * engine))
+    items = (
+        Item(f"states of {c.world_size} ranks", c.world_size * states),
+        Item(f"{rollout.num_runners} engines", rollout.num_runners * engine),
+    )
     return Phase("node", "host memory", items)
 
 

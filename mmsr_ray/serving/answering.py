@@ -11,7 +11,8 @@ import base64
 import logging
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass
 
 from mmsr_ray.agent.conversation import Parts
@@ -90,8 +91,16 @@ def data_url(picture: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
 
 
-async def answer(sample: Sample, workflow: str, generate: Generate, codec: Codec, parts: Parts) -> AsyncIterator[Event]:
+async def answer(sample: Sample, workflow: str, generate: Generate, codec: Codec, parts: Parts) -> AsyncGenerator[Event, None]:
     """The events of one episode, in the order of events.py. `sample.uid` is the request's id. Never raises but for a cancellation."""
+    async with aclosing(batches(sample, workflow, generate, codec, parts)) as told:
+        async for batch in told:
+            for event in batch:
+                yield event
+
+
+async def batches(sample: Sample, workflow: str, generate: Generate, codec: Codec, parts: Parts) -> AsyncGenerator[list[Event], None]:
+    """As `answer`; what happens at the same time comes together, for each message between processes costs as much as a few tokens."""
     queue: asyncio.Queue[Event | None] = asyncio.Queue()
     tell = Told(queue, Started(sample.uid, workflow), [])
     began = time.monotonic()
@@ -110,10 +119,14 @@ async def answer(sample: Sample, workflow: str, generate: Generate, codec: Codec
     )
     episode.add_done_callback(lambda _: queue.put_nowait(None))
     try:
-        while (event := await queue.get()) is not None:
-            yield event
-        for event in _end(episode, time.monotonic() - began):
-            yield event
+        over = False
+        while not over:
+            batch = [await queue.get()]
+            await asyncio.sleep(0)  # an episode that ends with what it has just told is over one step of the loop later
+            while not queue.empty():
+                batch.append(queue.get_nowait())
+            over = batch[-1] is None
+            yield [event for event in batch if event is not None] + (_end(episode, time.monotonic() - began) if over else [])
     finally:
         episode.cancel()
         await asyncio.wait([episode])  # until the engine has been told

@@ -13,20 +13,21 @@ import os
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from ray import serve
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from mmsr_ray.config import from_dict
 from mmsr_ray.serving.completions import DONE, Frame, chunk, completion, delta, finish_reason, sse, usage_chunk
 from mmsr_ray.serving.errors import Refused
-from mmsr_ray.serving.events import Event, Failed, Finished
+from mmsr_ray.serving.events import Event, Failed, Finished, Started
 from mmsr_ray.serving.keys import Caller, Keys
 from mmsr_ray.serving.limits import Limits
 from mmsr_ray.serving.measures import Exported
@@ -44,6 +45,7 @@ READY_SECONDS = 5.0
 ADMIN_SECONDS = 300.0
 _STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 Events = AsyncGenerator[Event, None]
+Question = tuple[Sample, str, Sampling]  # and its workflow
 
 api = FastAPI(title="mmsr-ray", docs_url=None, redoc_url=None, openapi_url=None)
 
@@ -162,22 +164,52 @@ class Ingress:
         with self._limits.inside():
             sample = Sample(uid, asked.question, asked.image or await self._fetched(asked.image_url or ""), (), image_url=asked.image_url)
             sampling = Sampling(asked.temperature, asked.max_tokens or self._config.agent.max_turn_tokens, asked.seed)
-            stream: Any = self._agent.options(stream=True).run.remote(sample, asked.workflow, sampling)
+            told = self._as_it_happens if asked.stream else self._when_it_is_over
             try:
-                while True:
-                    event = await asyncio.wait_for(anext(stream), deadline - time.monotonic())
-                    if isinstance(event, Finished):
-                        self._limits.charge(caller.name, event.cost_usd)
-                    yield event
-            except StopAsyncIteration:
-                return
+                async with aclosing(told((sample, asked.workflow, sampling), deadline)) as events:
+                    async for event in events:
+                        if isinstance(event, Finished):
+                            self._limits.charge(caller.name, event.cost_usd)
+                        yield event
             except TimeoutError:
                 yield Failed("timeout", f"no answer within {self._c.request_seconds:g} s")
             except (RayError, RayServeException) as error:
                 logger.warning("request %s lost its agent: %s", uid, type(error).__name__)
                 yield Failed("unavailable", "the service lost this request: try again")
+
+    async def _as_it_happens(self, question: Question, deadline: float) -> Events:
+        """An agent whose replica dies is replaced by another as long as nothing but Started was said. Raises RayError, TimeoutError."""
+        said = 0
+        for attempt in range(1, self._c.turn_attempts + 1):
+            stream: Any = self._agent.options(stream=True).run.remote(*question)
+            try:
+                while True:
+                    for event in await asyncio.wait_for(anext(stream), deadline - time.monotonic()):
+                        if not (said and isinstance(event, Started)):
+                            said += 1
+                            yield event
+            except StopAsyncIteration:
+                return
+            except RayActorError:
+                if said > 1 or attempt == self._c.turn_attempts:
+                    raise
+                logger.warning("an episode lost its agent before it said anything: attempt %d", attempt)
             finally:
                 stream.cancel()
+
+    async def _when_it_is_over(self, question: Question, deadline: float) -> Events:
+        """All at once; an agent whose replica dies is replaced by another. Raises RayError, TimeoutError."""
+        for attempt in range(1, self._c.turn_attempts + 1):
+            try:
+                events = await asyncio.wait_for(called(self._agent.ask.remote(*question)), deadline - time.monotonic())
+            except RayActorError:
+                if attempt == self._c.turn_attempts:
+                    raise
+                logger.warning("an episode lost its agent: attempt %d", attempt)
+            else:
+                for event in events:
+                    yield event
+                return
 
     async def _fetched(self, url: str) -> bytes:
         """A picture that the client names, from the open web alone (tools/http.py). Raises Refused."""

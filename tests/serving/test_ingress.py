@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -19,7 +19,8 @@ from mmsr_ray.agent.conversation import Parts
 from mmsr_ray.agent.prompts import PromptSet
 from mmsr_ray.agent.tokens import Codec
 from mmsr_ray.config import AgentConfig, Config, to_dict
-from mmsr_ray.serving.answering import answer
+from mmsr_ray.serving.answering import batches
+from mmsr_ray.serving.events import Event
 from mmsr_ray.serving.ingress import Ingress, api
 from mmsr_ray.serving.measures import Account
 from mmsr_ray.serving.observers import Observers
@@ -58,7 +59,7 @@ class Handle:
 
     def __init__(self, codec: Codec, delay: float = 0.0) -> None:
         self._codec, self._delay, self.streams = codec, delay, list[Stream]()
-        self.run = SimpleNamespace(remote=self._run)
+        self.run, self.ask = SimpleNamespace(remote=self._run), SimpleNamespace(remote=self._ask)
 
     def options(self, *, stream: bool) -> Handle:
         assert stream
@@ -66,8 +67,28 @@ class Handle:
 
     def _run(self, sample: Sample, workflow: str, sampling: Sampling) -> Stream:
         parts = Parts(Web(), PromptSet.load("brief"), AgentConfig(max_turn_tokens=256), sampling)
-        self.streams.append(Stream(answer(sample, workflow, Script(self._codec, [LOOK, SAY], self._delay), self._codec, parts)))
+        self.streams.append(Stream(batches(sample, workflow, Script(self._codec, [LOOK, SAY], self._delay), self._codec, parts)))
         return self.streams[-1]
+
+    def _ask(self, sample: Sample, workflow: str, sampling: Sampling) -> Response:
+        async def whole() -> list[Event]:
+            events = self._run(sample, workflow, sampling)._events
+            return [event async for batch in events for event in batch]
+
+        return Response(whole())
+
+
+class Response:
+    """What any other handle returns."""
+
+    def __init__(self, answer: Coroutine[Any, Any, list[Event]]) -> None:
+        self._task = asyncio.ensure_future(answer)
+
+    def __await__(self) -> Any:
+        return self._task.__await__()
+
+    def cancel(self) -> None:
+        self._task.cancel()
 
 
 def client(monkeypatch: pytest.MonkeyPatch, handle: Handle, keys: bool = True, **settings: Any) -> httpx.AsyncClient:
@@ -96,7 +117,7 @@ def test_the_openai_client(monkeypatch: pytest.MonkeyPatch, codec: Codec) -> Non
             chunks = [chunk async for chunk in stream]
             assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == "Paris"
             assert chunks[-1].usage == whole.usage
-            assert all(stream.cancelled for stream in handle.streams)  # whatever still runs there ends
+            assert handle.streams[-1].cancelled  # whatever still runs there ends
 
     asyncio.run(ask())
 
