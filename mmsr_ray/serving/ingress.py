@@ -12,8 +12,8 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -32,6 +32,7 @@ from mmsr_ray.serving.keys import Caller, Keys
 from mmsr_ray.serving.limits import Limits
 from mmsr_ray.serving.measures import Exported
 from mmsr_ray.serving.observers import Observers, observed
+from mmsr_ray.serving.openapi import document
 from mmsr_ray.serving.page import HEADERS, PATHS, page_file
 from mmsr_ray.serving.ports import called
 from mmsr_ray.serving.requests import Asked, model_names, read_agent, read_chat, read_json
@@ -147,6 +148,17 @@ class Ingress:
         first, events = await self._begun(asked, caller, f"ask-{uuid.uuid4().hex}", request)
         return _stream(_as_sent(first, events))
 
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """A request that is refused before it is read is counted too, without a workflow."""
+        try:
+            yield
+        except Refused as error:
+            observer = self._observers.request("", {})
+            observer.refuse(error.code)
+            observer.close()
+            raise
+
     async def _begun(self, asked: Asked, caller: Caller, uid: str, request: Request) -> tuple[Event, Events]:
         """The first event and the rest, once the question is accepted. Raises Refused."""
         observer = self._observers.request(asked.workflow, request.headers)
@@ -229,6 +241,10 @@ class Ingress:
         self._caller(request)
         names = model_names(self._c.model_name)
         return {"object": "list", "data": [{"id": name, "object": "model", "created": 0, "owned_by": "mmsr-ray"} for name in names]}
+
+    @api.get("/openapi.json")
+    async def openapi(self) -> dict[str, Any]:
+        return document(self._c.model_name, self._config.data)
 
     @api.get("/healthz")
     async def healthz(self) -> Response:

@@ -17,10 +17,14 @@ from mmsr_ray.serving.requests import model_names
 Schema = dict[str, Any]
 _PICTURE: Schema = {
     "type": "string",
-    "pattern": "^(data:image/[a-z0-9.+-]+;base64,|https?://)",
+    "format": "uri",
     "description": "A data URL (PNG, JPEG, WebP, GIF) or a public http(s) URL of a picture",
 }
-_EVENTS = "Server-sent events: each line `data: {...}` holds one"
+_EVENTS: Schema = {  # of a stream, each
+    "type": "object",
+    "properties": {"data": {"type": "string", "description": "JSON"}},
+    "required": ["data"],
+}
 _REFUSALS_OF_QUESTIONS = (400, 401, 404, 413, 429, 500, 503, 504)
 
 
@@ -43,7 +47,10 @@ def _paths(model_name: str, limits: DataConfig) -> Schema:
         "/v1/chat/completions": {
             "post": _operation(
                 "An answer, OpenAI's chat completion",
-                {"application/json": {"schema": _completion()}, "text/event-stream": {"schema": {"type": "string"}, "description": _EVENTS}},
+                {
+                    "application/json": {"schema": _completion()},
+                    "text/event-stream": {"schema": _EVENTS},
+                },
                 _REFUSALS_OF_QUESTIONS,
                 _chat(model_name, limits),
             )
@@ -51,7 +58,7 @@ def _paths(model_name: str, limits: DataConfig) -> Schema:
         "/v1/agent": {
             "post": _operation(
                 "An answer, with what leads to it as it happens",
-                {"text/event-stream": {"schema": {"type": "string"}}},
+                {"text/event-stream": {"schema": _EVENTS}},
                 _REFUSALS_OF_QUESTIONS,
                 _agent(limits),
             )
@@ -137,7 +144,9 @@ def _completion() -> Schema:
 
 
 def _models() -> Schema:
-    model = _object({"id": {"type": "string"}, "object": {"const": "model"}, "created": {"type": "integer"}, "owned_by": {"type": "string"}})
+    model = _object(
+        {"id": {"type": "string"}, "object": {"const": "model"}, "created": {"type": "integer"}, "owned_by": {"type": "string"}}
+    )
     return _object({"object": {"const": "list"}, "data": {"type": "array", "items": model}})
 
 

@@ -60,6 +60,7 @@ class Handle:
     def __init__(self, codec: Codec, delay: float = 0.0) -> None:
         self._codec, self._delay, self.streams = codec, delay, list[Stream]()
         self.run, self.ask = SimpleNamespace(remote=self._run), SimpleNamespace(remote=self._ask)
+        self.ready = SimpleNamespace(remote=self._ready)
 
     def options(self, *, stream: bool) -> Handle:
         assert stream
@@ -77,11 +78,17 @@ class Handle:
 
         return Response(whole())
 
+    def _ready(self) -> Response:
+        async def nothing() -> list[Event]:
+            return []
+
+        return Response(nothing())
+
 
 class Response:
     """What any other handle returns."""
 
-    def __init__(self, answer: Coroutine[Any, Any, list[Event]]) -> None:
+    def __init__(self, answer: Coroutine[Any, Any, Any]) -> None:
         self._task = asyncio.ensure_future(answer)
 
     def __await__(self) -> Any:
@@ -91,13 +98,17 @@ class Response:
         self._task.cancel()
 
 
-def client(monkeypatch: pytest.MonkeyPatch, handle: Handle, keys: bool = True, **settings: Any) -> httpx.AsyncClient:
+def ingress(handle: Handle, weights: Any = None, keys: bool = True, **settings: Any) -> Any:
     config = Config(serving=ServingConfig(model_name="atlas", **settings))
     config.model.path = config.data.train = config.data.test = "x"
     entries = [f"ann:{hashlib.sha256(b'one').hexdigest()}"] if keys else []
     cls: Any = Ingress.__mro__[1]  # without what Serve adds for its replicas
-    ingress = cls(to_dict(config), handle, None, entries)
-    monkeypatch.setattr(serve, "get_replica_context", lambda: SimpleNamespace(servable_object=ingress))
+    return cls(to_dict(config), handle, weights, entries)
+
+
+def client(monkeypatch: pytest.MonkeyPatch, handle: Handle, **settings: Any) -> httpx.AsyncClient:
+    made = ingress(handle, **settings)
+    monkeypatch.setattr(serve, "get_replica_context", lambda: SimpleNamespace(servable_object=made))
     return httpx.AsyncClient(transport=httpx.ASGITransport(api, raise_app_exceptions=False), base_url="http://here", headers=KEY)
 
 
