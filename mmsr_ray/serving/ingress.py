@@ -29,12 +29,13 @@ from mmsr_ray.serving.completions import DONE, Frame, chunk, completion, delta, 
 from mmsr_ray.serving.errors import Refused
 from mmsr_ray.serving.events import Event, Failed, Finished, Started
 from mmsr_ray.serving.keys import Caller, Keys
-from mmsr_ray.serving.limits import Limits
+from mmsr_ray.serving.limits import Quotas, Room
 from mmsr_ray.serving.measures import Exported
 from mmsr_ray.serving.observers import Observers, observed
 from mmsr_ray.serving.openapi import document
 from mmsr_ray.serving.page import HEADERS, PATHS, page_file
 from mmsr_ray.serving.ports import called
+from mmsr_ray.serving.quotas import KeysQuotas, OwnQuotas, SharedQuotas
 from mmsr_ray.serving.requests import Asked, model_names, read_agent, read_chat, read_json
 from mmsr_ray.serving.tracing import open_tracer
 from mmsr_ray.tools.errors import ProviderError, Redactor
@@ -117,13 +118,21 @@ async def _chunks(frame: Frame, asked: Asked, first: Event, events: Events) -> A
 # Serve copies the routes and what they refer to right here: nothing that they call may be defined below.
 @serve.ingress(api)
 class Ingress:
-    def __init__(self, settings: dict[str, Any], agent: DeploymentHandle, weights: DeploymentHandle, keys: list[str]) -> None:
-        """`keys`: entries of `Keys`, hashes alone."""
+    def __init__(
+        self,
+        settings: dict[str, Any],
+        agent: DeploymentHandle,
+        weights: DeploymentHandle,
+        keys: list[str],
+        book_keeper: DeploymentHandle | None = None,
+    ) -> None:
+        """`keys`: entries of `Keys`, hashes alone. `book_keeper`: where there are several ingresses (quotas.py)."""
         self._config = from_dict(settings)
         self._c = self._config.serving
         self._agent, self._weights = agent, weights
         exported = Exported(self._c.max_requests // self._c.ingress_replicas)
-        self._keys, self._limits = Keys(keys), Limits(self._c)
+        self._keys, self._room = Keys(keys), Room(self._c)
+        self._quotas: KeysQuotas = SharedQuotas(book_keeper) if book_keeper else OwnQuotas(Quotas(self._c))
         self._http = open_http(replace(self._config.tools, private_hosts=[]), Redactor())  # what tools may reach, clients may not
         self._observers = Observers(exported, open_tracer(os.environ), exported.inside)
 
@@ -171,9 +180,9 @@ class Ingress:
 
     async def _events(self, asked: Asked, caller: Caller, uid: str) -> Events:
         """Of one request, within its deadline; what breaks becomes Failed. Raises Refused before the first event alone."""
-        self._limits.take(caller.name)
+        await self._quotas.take(caller.name)
         deadline = time.monotonic() + self._c.request_seconds
-        with self._limits.inside():
+        with self._room.inside():
             sample = Sample(uid, asked.question, asked.image or await self._fetched(asked.image_url or ""), (), image_url=asked.image_url)
             sampling = Sampling(asked.temperature, asked.max_tokens or self._config.agent.max_turn_tokens, asked.seed)
             told = self._as_it_happens if asked.stream else self._when_it_is_over
@@ -181,7 +190,7 @@ class Ingress:
                 async with aclosing(told((sample, asked.workflow, sampling), deadline)) as events:
                     async for event in events:
                         if isinstance(event, Finished):
-                            self._limits.charge(caller.name, event.cost_usd)
+                            await self._quotas.charge(caller.name, event.cost_usd)
                         yield event
             except TimeoutError:
                 yield Failed("timeout", f"no answer within {self._c.request_seconds:g} s")

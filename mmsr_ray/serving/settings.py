@@ -23,7 +23,7 @@ class ServingConfig:
     host: str = "127.0.0.1"  # anything but a loopback address needs API keys
     port: int = 8000
     model_name: str = "mmsr"  # what clients call the model; NAME:direct and NAME:rag choose another workflow
-    ingress_replicas: int = 1  # each enforces its part of the limits of a key
+    ingress_replicas: int = 1  # each lets its part of max_requests in; a key's quotas are counted in one place
     agent: ScaleConfig = field(default_factory=ScaleConfig)
     engine: ScaleConfig = field(default_factory=lambda: ScaleConfig(max_ongoing_requests=128, target_ongoing_requests=32.0))
     max_requests: int = 256  # running and waiting, of the whole service; more are answered 429
