@@ -12,8 +12,8 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
@@ -142,7 +142,7 @@ class Ingress:
     async def chat(self, request: Request) -> Response:
         with self._observers.understanding(request.headers):
             caller = self._caller(request)
-            asked = read_chat(await self._json(request), self._c.model_name, self._config.data)
+            asked = read_chat(await self._json(request), self._c.model_name, self._config.data, self._c.history_chars)
         frame = Frame(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), asked.model)
         first, events = await self._begun(asked, caller, frame.id, request)
         if asked.stream:
@@ -156,17 +156,6 @@ class Ingress:
             asked = read_agent(await self._json(request), self._config.data)
         first, events = await self._begun(asked, caller, f"ask-{uuid.uuid4().hex}", request)
         return _stream(_as_sent(first, events))
-
-    @contextmanager
-    def _counted(self) -> Iterator[None]:
-        """A request that is refused before it is read is counted too, without a workflow."""
-        try:
-            yield
-        except Refused as error:
-            observer = self._observers.request("", {})
-            observer.refuse(error.code)
-            observer.close()
-            raise
 
     async def _begun(self, asked: Asked, caller: Caller, uid: str, request: Request) -> tuple[Event, Events]:
         """The first event and the rest, once the question is accepted. Raises Refused."""
