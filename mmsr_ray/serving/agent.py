@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import os
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from ray.serve.handle import DeploymentHandle
@@ -12,7 +14,7 @@ from mmsr_ray.agent.conversation import Parts
 from mmsr_ray.agent.prompts import PromptSet
 from mmsr_ray.config import from_dict
 from mmsr_ray.rollout.engine import load_codec
-from mmsr_ray.serving.answering import answer
+from mmsr_ray.serving.answering import batches
 from mmsr_ray.serving.events import Event
 from mmsr_ray.serving.ports import ServedEngine, ServedTools, called
 from mmsr_ray.types import Sample, Sampling
@@ -27,15 +29,23 @@ class Agent:
         self._codec = await asyncio.to_thread(load_codec, self._config)
         self._prompts = PromptSet.load(self._config.agent.prompts)
 
-    async def run(self, sample: Sample, workflow: str, sampling: Sampling) -> AsyncIterator[Event]:
-        """The events of one episode (`answering.answer`)."""
-        parts = Parts(self._tools, self._prompts, self._config.agent, sampling)
-        events = answer(sample, workflow, self._engine, self._codec, parts)
-        try:
-            async for event in events:
-                yield event
-        finally:
-            await events.aclose()  # type: ignore[attr-defined]
+    async def run(self, sample: Sample, workflow: str, sampling: Sampling) -> AsyncIterator[list[Event]]:
+        """The events of one episode as they happen (`answering.batches`)."""
+        async with aclosing(self._begun(sample, workflow, sampling)) as told:
+            async for batch in told:
+                yield batch
+
+    async def ask(self, sample: Sample, workflow: str, sampling: Sampling) -> list[Event]:
+        """The same once it is over: one message, where nobody watches."""
+        async with aclosing(self._begun(sample, workflow, sampling)) as told:
+            return [event async for batch in told for event in batch]
+
+    def _begun(self, sample: Sample, workflow: str, sampling: Sampling) -> AsyncGenerator[list[Event], None]:
+        return batches(sample, workflow, self._engine, self._codec, Parts(self._tools, self._prompts, self._config.agent, sampling))
+
+    async def stats(self) -> dict[str, int]:
+        """`pid` of this replica."""
+        return {"pid": os.getpid()}
 
     async def ready(self) -> None:
         """Returns when an engine and the searches answer."""

@@ -7,19 +7,20 @@ Closing the stream, or cancelling whoever reads it, cancels the episode, and wit
 from __future__ import annotations
 
 import asyncio
-import base64
 import logging
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass
 
+from mmsr_ray.agent.chat import data_url
 from mmsr_ray.agent.conversation import Parts
-from mmsr_ray.agent.episode import Generate, InputError, Tools, run_episode
+from mmsr_ray.agent.episode import Generate, InputError, PictureError, Tools, run_episode
 from mmsr_ray.agent.grammar import REASON_CLOSE, REASON_OPEN
 from mmsr_ray.agent.tokens import Codec
 from mmsr_ray.serving.events import Answer, Event, Failed, Finished, Hit, Reason, Results, Search, Started
-from mmsr_ray.types import Generation, ImageHit, Outcome, Picture, Sample, Sampling, ToolKind, ToolResult, Trajectory
+from mmsr_ray.types import Generation, ImageHit, Outcome, Picture, Sample, Sampling, TextHit, ToolKind, ToolResult, Trajectory
 
 logger = logging.getLogger(__name__)
 _REASON = re.compile(re.escape(REASON_OPEN) + "(.*?)" + re.escape(REASON_CLOSE), re.DOTALL)
@@ -59,39 +60,46 @@ class ObservedGenerate:
 
 
 class ObservedTools:
-    """The same tools; searches and their results are told. At most `topk` results: what the model sees."""
+    """The same tools; searches and their results are told. At most `topk` results, thumbnails as the model sees them: decoded within
+    limits and written anew, so that no byte of the web reaches a browser as a picture.
+    """
 
-    def __init__(self, tools: Tools, topk: int, tell: Told) -> None:
-        self._tools, self._topk, self._tell = tools, topk, tell
+    def __init__(self, tools: Tools, codec: Codec, topk: int, tell: Told) -> None:
+        self._tools, self._codec, self._topk, self._tell = tools, codec, topk, tell
 
     async def image_search(self, picture_bytes: bytes, url: str | None, question: str) -> ToolResult:
         self._tell(Search(ToolKind.IMAGE, ""))
-        return self._told(await self._tools.image_search(picture_bytes, url, question))
+        return await self._told(await self._tools.image_search(picture_bytes, url, question))
 
     async def text_search(self, query: str, question: str) -> ToolResult:
         self._tell(Search(ToolKind.TEXT, query))
-        return self._told(await self._tools.text_search(query, question))
+        return await self._told(await self._tools.text_search(query, question))
 
-    def _told(self, result: ToolResult) -> ToolResult:
-        self._tell(Results(result.kind, tuple(map(_hit, result.hits[: self._topk])), str(result.failure or "")))
+    async def _told(self, result: ToolResult) -> ToolResult:
+        hits = await asyncio.to_thread(lambda: tuple(self._hit(hit) for hit in result.hits[: self._topk]))
+        self._tell(Results(result.kind, hits, str(result.failure or "")))
         return result
 
-
-def _hit(hit: object) -> Hit:
-    if isinstance(hit, ImageHit):
-        return Hit(hit.title, hit.url, thumbnail=data_url(hit.thumbnail.data))
-    return Hit(hit.title, hit.url, summary=hit.summary)  # type: ignore[attr-defined]
-
-
-def data_url(picture: bytes) -> str:
-    """PNG, JPEG, WebP or GIF by its first bytes; browsers sniff the rest."""
-    kinds = {b"\x89PNG": "png", b"\xff\xd8": "jpeg", b"RIFF": "webp", b"GIF8": "gif"}
-    kind = next((kind for head, kind in kinds.items() if picture.startswith(head)), "png")
-    return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
+    def _hit(self, hit: ImageHit | TextHit) -> Hit:
+        if isinstance(hit, TextHit):
+            return Hit(hit.title, hit.url, summary=hit.summary)
+        try:
+            picture = self._codec.thumbnail(hit.thumbnail.data)  # which the episode needs next, and finds kept
+        except PictureError:
+            return Hit(hit.title, hit.url)
+        return Hit(hit.title, hit.url, thumbnail=data_url(picture))
 
 
-async def answer(sample: Sample, workflow: str, generate: Generate, codec: Codec, parts: Parts) -> AsyncIterator[Event]:
+async def answer(sample: Sample, workflow: str, generate: Generate, codec: Codec, parts: Parts) -> AsyncGenerator[Event, None]:
     """The events of one episode, in the order of events.py. `sample.uid` is the request's id. Never raises but for a cancellation."""
+    async with aclosing(batches(sample, workflow, generate, codec, parts)) as told:
+        async for batch in told:
+            for event in batch:
+                yield event
+
+
+async def batches(sample: Sample, workflow: str, generate: Generate, codec: Codec, parts: Parts) -> AsyncGenerator[list[Event], None]:
+    """As `answer`; what happens at the same time comes together, for each message between processes costs as much as a few tokens."""
     queue: asyncio.Queue[Event | None] = asyncio.Queue()
     tell = Told(queue, Started(sample.uid, workflow), [])
     began = time.monotonic()
@@ -101,7 +109,7 @@ async def answer(sample: Sample, workflow: str, generate: Generate, codec: Codec
             index=0,
             workflow=workflow,
             generate=ObservedGenerate(generate, codec, tell),
-            tools=ObservedTools(parts.tools, parts.limits.topk, tell),
+            tools=ObservedTools(parts.tools, codec, parts.limits.topk, tell),
             codec=codec,
             prompts=parts.prompts,
             limits=parts.limits,
@@ -110,10 +118,14 @@ async def answer(sample: Sample, workflow: str, generate: Generate, codec: Codec
     )
     episode.add_done_callback(lambda _: queue.put_nowait(None))
     try:
-        while (event := await queue.get()) is not None:
-            yield event
-        for event in _end(episode, time.monotonic() - began):
-            yield event
+        over = False
+        while not over:
+            batch = [await queue.get()]
+            await asyncio.sleep(0)  # an episode that ends with what it has just told is over one step of the loop later
+            while not queue.empty():
+                batch.append(queue.get_nowait())
+            over = batch[-1] is None
+            yield [event for event in batch if event is not None] + (_end(episode, time.monotonic() - began) if over else [])
     finally:
         episode.cancel()
         await asyncio.wait([episode])  # until the engine has been told

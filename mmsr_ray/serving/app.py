@@ -21,12 +21,13 @@ from mmsr_ray.serving.agent import Agent
 from mmsr_ray.serving.engine import Engine
 from mmsr_ray.serving.ingress import Ingress
 from mmsr_ray.serving.keys import Keys
+from mmsr_ray.serving.quotas import BookKeeper
 from mmsr_ray.serving.searches import Searches
 from mmsr_ray.serving.settings import ScaleConfig
 from mmsr_ray.serving.weights import Weights
 
 MANY = 100_000  # calls of deployments that wait and do not compute
-SPARE = 64  # requests beyond serving.max_requests that are let in, to be told that there are too many
+SPARE = 512  # requests beyond serving.max_requests that are let in, to be told that there are too many
 
 
 def application(config: Config, keys: Keys) -> serve.Application:
@@ -55,7 +56,11 @@ def application(config: Config, keys: Keys) -> serve.Application:
         ray_actor_options=idle,
         **stop,
     )
-    return ingress.bind(settings, agent.bind(settings, engine, searches.bind(settings)), weights, keys.entries)
+    parts = [settings, agent.bind(settings, engine, searches.bind(settings)), weights, keys.entries]
+    if c.ingress_replicas > 1:
+        book_keeper = serve.deployment(BookKeeper, name="BookKeeper", num_replicas=1, max_ongoing_requests=MANY, ray_actor_options=idle)
+        parts.append(book_keeper.bind(settings))
+    return ingress.bind(*parts)
 
 
 def _scaled(scale: ScaleConfig) -> dict[str, Any]:

@@ -13,26 +13,29 @@ import os
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from ray import serve
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from mmsr_ray.config import from_dict
 from mmsr_ray.serving.completions import DONE, Frame, chunk, completion, delta, finish_reason, sse, usage_chunk
 from mmsr_ray.serving.errors import Refused
-from mmsr_ray.serving.events import Event, Failed, Finished
+from mmsr_ray.serving.events import Event, Failed, Finished, Started
 from mmsr_ray.serving.keys import Caller, Keys
-from mmsr_ray.serving.limits import Limits
+from mmsr_ray.serving.limits import Quotas, Room
 from mmsr_ray.serving.measures import Exported
 from mmsr_ray.serving.observers import Observers, observed
+from mmsr_ray.serving.openapi import document
 from mmsr_ray.serving.page import HEADERS, PATHS, page_file
 from mmsr_ray.serving.ports import called
+from mmsr_ray.serving.quotas import KeysQuotas, OwnQuotas, SharedQuotas
 from mmsr_ray.serving.requests import Asked, model_names, read_agent, read_chat, read_json
 from mmsr_ray.serving.tracing import open_tracer
 from mmsr_ray.tools.errors import ProviderError, Redactor
@@ -44,6 +47,7 @@ READY_SECONDS = 5.0
 ADMIN_SECONDS = 300.0
 _STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 Events = AsyncGenerator[Event, None]
+Question = tuple[Sample, str, Sampling]  # and its workflow
 
 api = FastAPI(title="mmsr-ray", docs_url=None, redoc_url=None, openapi_url=None)
 
@@ -114,13 +118,21 @@ async def _chunks(frame: Frame, asked: Asked, first: Event, events: Events) -> A
 # Serve copies the routes and what they refer to right here: nothing that they call may be defined below.
 @serve.ingress(api)
 class Ingress:
-    def __init__(self, settings: dict[str, Any], agent: DeploymentHandle, weights: DeploymentHandle, keys: list[str]) -> None:
-        """`keys`: entries of `Keys`, hashes alone."""
+    def __init__(
+        self,
+        settings: dict[str, Any],
+        agent: DeploymentHandle,
+        weights: DeploymentHandle,
+        keys: list[str],
+        book_keeper: DeploymentHandle | None = None,
+    ) -> None:
+        """`keys`: entries of `Keys`, hashes alone. `book_keeper`: where there are several ingresses (quotas.py)."""
         self._config = from_dict(settings)
         self._c = self._config.serving
         self._agent, self._weights = agent, weights
         exported = Exported(self._c.max_requests // self._c.ingress_replicas)
-        self._keys, self._limits = Keys(keys), Limits(self._c)
+        self._keys, self._room = Keys(keys), Room(self._c)
+        self._quotas: KeysQuotas = SharedQuotas(book_keeper) if book_keeper else OwnQuotas(Quotas(self._c))
         self._http = open_http(replace(self._config.tools, private_hosts=[]), Redactor())  # what tools may reach, clients may not
         self._observers = Observers(exported, open_tracer(os.environ), exported.inside)
 
@@ -130,7 +142,7 @@ class Ingress:
     async def chat(self, request: Request) -> Response:
         with self._observers.understanding(request.headers):
             caller = self._caller(request)
-            asked = read_chat(await self._json(request), self._c.model_name, self._config.data)
+            asked = read_chat(await self._json(request), self._c.model_name, self._config.data, self._c.history_chars)
         frame = Frame(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), asked.model)
         first, events = await self._begun(asked, caller, frame.id, request)
         if asked.stream:
@@ -157,27 +169,57 @@ class Ingress:
 
     async def _events(self, asked: Asked, caller: Caller, uid: str) -> Events:
         """Of one request, within its deadline; what breaks becomes Failed. Raises Refused before the first event alone."""
-        self._limits.take(caller.name)
+        await self._quotas.take(caller.name)
         deadline = time.monotonic() + self._c.request_seconds
-        with self._limits.inside():
+        with self._room.inside():
             sample = Sample(uid, asked.question, asked.image or await self._fetched(asked.image_url or ""), (), image_url=asked.image_url)
             sampling = Sampling(asked.temperature, asked.max_tokens or self._config.agent.max_turn_tokens, asked.seed)
-            stream: Any = self._agent.options(stream=True).run.remote(sample, asked.workflow, sampling)
+            told = self._as_it_happens if asked.stream else self._when_it_is_over
             try:
-                while True:
-                    event = await asyncio.wait_for(anext(stream), deadline - time.monotonic())
-                    if isinstance(event, Finished):
-                        self._limits.charge(caller.name, event.cost_usd)
-                    yield event
-            except StopAsyncIteration:
-                return
+                async with aclosing(told((sample, asked.workflow, sampling), deadline)) as events:
+                    async for event in events:
+                        if isinstance(event, Finished):
+                            await self._quotas.charge(caller.name, event.cost_usd)
+                        yield event
             except TimeoutError:
                 yield Failed("timeout", f"no answer within {self._c.request_seconds:g} s")
             except (RayError, RayServeException) as error:
                 logger.warning("request %s lost its agent: %s", uid, type(error).__name__)
                 yield Failed("unavailable", "the service lost this request: try again")
+
+    async def _as_it_happens(self, question: Question, deadline: float) -> Events:
+        """An agent whose replica dies is replaced by another as long as nothing but Started was said. Raises RayError, TimeoutError."""
+        said = 0
+        for attempt in range(1, self._c.turn_attempts + 1):
+            stream: Any = self._agent.options(stream=True).run.remote(*question)
+            try:
+                while True:
+                    for event in await asyncio.wait_for(anext(stream), deadline - time.monotonic()):
+                        if not (said and isinstance(event, Started)):
+                            said += 1
+                            yield event
+            except StopAsyncIteration:
+                return
+            except RayActorError:
+                if said > 1 or attempt == self._c.turn_attempts:
+                    raise
+                logger.warning("an episode lost its agent before it said anything: attempt %d", attempt)
             finally:
                 stream.cancel()
+
+    async def _when_it_is_over(self, question: Question, deadline: float) -> Events:
+        """All at once; an agent whose replica dies is replaced by another. Raises RayError, TimeoutError."""
+        for attempt in range(1, self._c.turn_attempts + 1):
+            try:
+                events = await asyncio.wait_for(called(self._agent.ask.remote(*question)), deadline - time.monotonic())
+            except RayActorError:
+                if attempt == self._c.turn_attempts:
+                    raise
+                logger.warning("an episode lost its agent: attempt %d", attempt)
+            else:
+                for event in events:
+                    yield event
+                return
 
     async def _fetched(self, url: str) -> bytes:
         """A picture that the client names, from the open web alone (tools/http.py). Raises Refused."""
@@ -197,6 +239,10 @@ class Ingress:
         self._caller(request)
         names = model_names(self._c.model_name)
         return {"object": "list", "data": [{"id": name, "object": "model", "created": 0, "owned_by": "mmsr-ray"} for name in names]}
+
+    @api.get("/openapi.json")
+    async def openapi(self) -> dict[str, Any]:
+        return document(self._c.model_name, self._config.data)
 
     @api.get("/healthz")
     async def healthz(self) -> Response:

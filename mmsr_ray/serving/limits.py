@@ -15,18 +15,16 @@ from mmsr_ray.serving.errors import Refused
 from mmsr_ray.serving.settings import ServingConfig
 
 
-class Limits:
-    """Of one ingress replica, which enforces its part of what a key may ask in all."""
+class Quotas:
+    """What each key may ask of the whole service."""
 
     def __init__(self, c: ServingConfig, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock, self._retry = clock, c.retry_after_seconds
-        self._per_second = c.requests_per_minute / 60 / c.ingress_replicas
-        self._burst = max(1.0, c.requests_per_minute / c.ingress_replicas)
-        self._budget = c.budget_usd / c.ingress_replicas
-        self._most = c.max_requests // c.ingress_replicas
+        self._clock = clock
+        self._per_second = c.requests_per_minute / 60
+        self._burst = max(1.0, c.requests_per_minute)
+        self._budget = c.budget_usd
         self._left: dict[str, tuple[float, float]] = {}  # of a name: requests it may ask now, and when that was counted
         self._spent: dict[str, float] = defaultdict(float)
-        self.open = 0
 
     def take(self, name: str) -> None:
         """One request of `name`. Raises Refused."""
@@ -45,6 +43,14 @@ class Limits:
 
     def charge(self, name: str, cost_usd: float) -> None:
         self._spent[name] += cost_usd
+
+
+class Room:
+    """Of one ingress replica: requests that run or wait, of all keys."""
+
+    def __init__(self, c: ServingConfig) -> None:
+        self._most, self._retry = c.max_requests // c.ingress_replicas, c.retry_after_seconds
+        self.open = 0
 
     @contextmanager
     def inside(self) -> Iterator[None]:

@@ -19,7 +19,19 @@ from mmsr_ray.serving.errors import Refused
 
 _DATA_URL = re.compile(r"data:image/[a-z0-9.+-]+;base64,", re.IGNORECASE)
 _URL_CHARS = 2_000
-_NOT_HERE = ("tools", "functions", "response_format", "audio", "logprobs")  # of OpenAI's: they would change what the answer is
+# Of OpenAI's: they would change what the answer is, and nobody would notice that they did not.
+_NOT_HERE = ("tools", "functions", "audio", "logprobs", "top_logprobs", "stop", "logit_bias", "prediction", "web_search_options")
+_ONLY: dict[str, tuple[Any, ...]] = {  # values that change nothing
+    "n": (1,),
+    "top_p": (1,),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "tool_choice": ("none", "auto"),
+    "function_call": ("none", "auto"),
+}
+_SPEAKERS = {"user": "User", "assistant": "Assistant"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +54,10 @@ def read_json(body: bytes) -> dict[str, Any]:
     """Raises Refused."""
     try:
         found = json.loads(body)
+        if b"\\u" in body:  # half of a character is valid JSON and no text
+            json.dumps(found, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
-        raise Refused("bad_request", "the body is not JSON") from None
+        raise Refused("bad_request", "the body is not JSON, or not of whole characters") from None
     if not isinstance(found, dict):
         raise Refused("bad_request", "the body must be a JSON object")
     return found
@@ -58,21 +72,29 @@ def read_agent(body: dict[str, Any], limits: DataConfig) -> Asked:
     return Asked(_question(body.get("question"), "question", limits), workflow, image, url, stream=True)
 
 
-def read_chat(body: dict[str, Any], model_name: str, limits: DataConfig) -> Asked:
-    """OpenAI's chat completion. The last user message is the question; its picture, else the latest one before. Raises Refused."""
+def read_chat(body: dict[str, Any], model_name: str, limits: DataConfig, history_chars: int = 0) -> Asked:
+    """OpenAI's chat completion. Raises Refused.
+
+    The last user message is the question; its last picture goes with it, else the latest one before. Of what was said earlier the latest
+    `history_chars` characters go before the question: whole turns, and none where that would make it too long. What system
+    messages say is left out: the model knows one protocol, that of its training.
+    """
     for name in _NOT_HERE:
         if body.get(name):
             raise Refused("bad_request", f"{name} is not supported: the model calls its own searches and answers in text")
-    if body.get("n") not in (1, None):
-        raise Refused("bad_request", "n must be 1")
-    text, pictures = _last_user_message(body.get("messages"))
+    for name, allowed in _ONLY.items():
+        if body.get(name) is not None and (isinstance(body[name], bool) or body[name] not in allowed):
+            raise Refused("bad_request", f"{name} must be {' or '.join(json.dumps(value) for value in allowed)}, or left out")
+    text, pictures, earlier = _last_user_message(body.get("messages"))
     if not pictures:
         raise Refused("bad_request", "messages hold no picture: add a part of type image_url to the last user message")
+    text = _question(text, "the last user message", limits)
+    text = _after(earlier, text, min(history_chars, limits.max_question_chars - len(text)))
     image, url = _picture(pictures[-1], "image_url", limits)
     options = body.get("stream_options") or {}
     model = body.get("model", "")
     return Asked(
-        _question(text, "the last user message", limits),
+        text,
         workflow_of(model, model_name),
         image,
         url,
@@ -98,15 +120,32 @@ def model_names(name: str) -> list[str]:
     return [name, *(f"{name}:{workflow}" for workflow in WORKFLOWS if workflow != "on_demand")]
 
 
-def _last_user_message(messages: Any) -> tuple[str, list[Any]]:
-    """Its text, and the pictures of the last user message that has any, in order."""
+def _last_user_message(messages: Any) -> tuple[str, list[Any], list[str]]:
+    """Its text, the pictures of the last user message that has any, in order, and what was said before, a line each."""
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise Refused("bad_request", "messages must be a list of objects")
-    asked = [_parts(message.get("content")) for message in messages if message.get("role") == "user"]
-    if not asked:
+    said = [
+        (message["role"], *_parts(message.get("content") or "")) for message in messages if message.get("role") in tuple(_SPEAKERS)
+    ]  # a tuple: a role may be anything
+    while said and said[-1][0] != "user":  # what a client began to write for the assistant
+        said.pop()
+    if not said:
         raise Refused("bad_request", "messages hold no user message")
-    pictures = [pictures for _, pictures in asked if pictures]
-    return asked[-1][0], pictures[-1] if pictures else []
+    pictures = [pictures for role, _, pictures in said if role == "user" and pictures]
+    earlier = [f"{_SPEAKERS[role]}: {text.strip()}" for role, text, _ in said[:-1] if text.strip()]
+    return said[-1][1], pictures[-1] if pictures else [], earlier
+
+
+def _after(earlier: list[str], question: str, room: int) -> str:
+    """The question after the latest of what was said, within `room` characters more."""
+    kept: list[str] = []
+    room -= len("Earlier:\n\n")
+    for line in reversed(earlier):
+        room -= len(line) + 1
+        if room < 0:
+            break
+        kept.insert(0, line)
+    return "\n".join(["Earlier:", *kept, "", question]) if kept else question
 
 
 def _parts(content: Any) -> tuple[str, list[Any]]:

@@ -23,11 +23,12 @@ class ServingConfig:
     host: str = "127.0.0.1"  # anything but a loopback address needs API keys
     port: int = 8000
     model_name: str = "mmsr"  # what clients call the model; NAME:direct and NAME:rag choose another workflow
-    ingress_replicas: int = 1  # each enforces its part of the limits of a key
+    ingress_replicas: int = 1  # each lets its part of max_requests in; a key's quotas are counted in one place
     agent: ScaleConfig = field(default_factory=ScaleConfig)
     engine: ScaleConfig = field(default_factory=lambda: ScaleConfig(max_ongoing_requests=128, target_ongoing_requests=32.0))
     max_requests: int = 256  # running and waiting, of the whole service; more are answered 429
     retry_after_seconds: int = 2  # what those are told
+    history_chars: int = 2_000  # of the latest earlier turns of a chat that go before its question; 0: the question alone
     request_seconds: float = 120.0  # deadline of a whole request, waiting included
     body_bytes: int = 30_000_000  # of one request; a picture in base64 takes 4/3 of its bytes
     image_url_seconds: float = 15.0  # deadline of fetching a picture that a client names
@@ -62,6 +63,8 @@ def complaint(c: ServingConfig) -> str:
         return "serving.ingress_replicas and turn_attempts must be at least 1, max_requests at least as many as ingress_replicas"
     if min(c.request_seconds, c.image_url_seconds, c.watch_seconds, c.ready_seconds, c.shutdown_seconds) <= 0 or c.body_bytes < 1:
         return "the deadlines of serving and serving.body_bytes must be positive"
+    if c.history_chars < 0:
+        return "serving.history_chars must be 0 (the question alone) or more"
     if c.requests_per_minute < 0 or c.budget_usd < 0:
         return "serving.requests_per_minute and serving.budget_usd must be 0 (no limit) or more"
     return ""

@@ -107,7 +107,11 @@ class Weights:
 
 def fits(served: str, offered: str) -> None:
     """Raises Refused where `offered` is no folder with weights of the same model as `served`."""
-    if not Path(offered).is_dir():
+    try:
+        found = Path(offered).is_dir()
+    except OSError:  # a name that is too long
+        found = False
+    if not found:
         raise Refused("bad_request", "path is no folder that this service can read")
     try:
         ours, theirs = shapes(served), shapes(offered)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
 from collections.abc import Callable
 from dataclasses import replace
+from typing import cast
 
 import pytest
+from PIL import Image
 
 from mmsr_ray.agent.conversation import Parts
 from mmsr_ray.agent.episode import EngineError, Generate, run_episode
@@ -17,8 +21,8 @@ from mmsr_ray.serving.answering import answer
 from mmsr_ray.serving.completions import Frame, completion
 from mmsr_ray.serving.errors import Refused
 from mmsr_ray.serving.events import Answer, Event, Failed, Finished, Reason, Results, Search, Started
-from mmsr_ray.types import Generation, Picture, Sampling, ToolFailure, ToolKind, ToolResult
-from tests.agent.scripted import Script, Web, sample
+from mmsr_ray.types import Generation, ImageHit, Picture, Sampling, ToolFailure, ToolKind, ToolResult
+from tests.agent.scripted import Script, Web, png, sample
 
 LOOK = "<reason>I look.</reason><search><img></search>"
 FIND = "<reason>I read.</reason><text_search>Paris mayor</text_search>"
@@ -145,3 +149,16 @@ def test_one_topk_is_told(codec: Codec) -> None:
     events = told(Script(codec, [LOOK, SAY]), codec, Web(image=many))
     (results,) = (event for event in events if isinstance(event, Results))
     assert len(results.hits) == LIMITS.topk
+
+
+def test_thumbnails_are_written_anew_and_a_broken_one_costs_its_picture_alone(codec: Codec) -> None:
+    web = Web()
+    first = cast(ImageHit, web.image.hits[0])
+    huge = replace(first, thumbnail=Picture(png(600, 600), "huge"))
+    page = replace(first, thumbnail=Picture(b"<svg onload=alert(1)>", "page"))
+    events = told(Script(codec, [LOOK, SAY]), codec, Web(image=replace(web.image, hits=(huge, page))))
+    (results,) = (event for event in events if isinstance(event, Results))
+    assert results.hits[1].thumbnail == ""
+    written = Image.open(io.BytesIO(base64.b64decode(results.hits[0].thumbnail.partition(",")[2])))
+    assert written.format == "PNG"
+    assert written.width * written.height <= 56 * 56

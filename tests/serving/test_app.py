@@ -38,6 +38,7 @@ from mmsr_ray.tools.local import LocalTools
 from mmsr_ray.types import Sample, Sampling, Trajectory
 from tests.prometheus import needed, prometheus
 from tests.serving.collector import Collector, attributes, collecting
+from tests.serving.fuzz import fuzz
 from tests.serving.parrot import write_parrot
 
 pytestmark = pytest.mark.heavy
@@ -219,6 +220,11 @@ def test_what_cannot_be_asked_is_a_typed_error(service: Service) -> None:
     assert httpx.post(f"{service.url}/v1/agent", content="{}", headers={"content-type": "text/plain"}).status_code == 400
     lost = httpx.get(f"{service.url}/nowhere")
     assert (lost.status_code, lost.json()["error"]["type"]) == (404, "invalid_request_error")
+
+
+def test_no_request_meets_a_server_error(service: Service) -> None:
+    statuses = fuzz(service.url, 8)
+    assert statuses["POST /v1/chat/completions"][200] and statuses["POST /v1/agent"][400]
 
 
 def test_it_answers_as_an_episode_with_an_engine_of_its_own_does(service: Service) -> None:

@@ -11,7 +11,7 @@ import pytest
 from mmsr_ray.serving.canary import Canary
 from mmsr_ray.serving.errors import Refused
 from mmsr_ray.serving.keys import Keys, KeysError
-from mmsr_ray.serving.limits import Limits
+from mmsr_ray.serving.limits import Quotas, Room
 from mmsr_ray.serving.settings import ScaleConfig, ServingConfig, complaint
 
 
@@ -46,8 +46,8 @@ def test_without_keys_only_this_machine_may_ask(tmp_path: Path) -> None:
 
 def test_requests_per_minute_of_each_key() -> None:
     now = [0.0]
-    limits = Limits(ServingConfig(requests_per_minute=4, ingress_replicas=2), lambda: now[0])
-    for _ in range(2):  # half of them: there are two ingresses
+    limits = Quotas(ServingConfig(requests_per_minute=2), lambda: now[0])
+    for _ in range(2):
         limits.take("ann")
     with pytest.raises(Refused) as refused:
         limits.take("ann")
@@ -58,7 +58,7 @@ def test_requests_per_minute_of_each_key() -> None:
 
 
 def test_a_key_that_has_spent_its_budget() -> None:
-    limits = Limits(ServingConfig(requests_per_minute=0, budget_usd=0.1))
+    limits = Quotas(ServingConfig(requests_per_minute=0, budget_usd=0.1))
     limits.take("ann")
     limits.charge("ann", 0.1)
     with pytest.raises(Refused) as refused:
@@ -68,7 +68,7 @@ def test_a_key_that_has_spent_its_budget() -> None:
 
 
 def test_no_more_requests_than_there_may_be() -> None:
-    limits = Limits(ServingConfig(max_requests=1, retry_after_seconds=7))
+    limits = Room(ServingConfig(max_requests=1, retry_after_seconds=7))
     with limits.inside():
         with pytest.raises(Refused) as refused, limits.inside():
             pass

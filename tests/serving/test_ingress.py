@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-from collections.abc import AsyncIterator
+import json
+from collections.abc import AsyncIterator, Coroutine
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -14,12 +15,14 @@ import openai
 import pytest
 from opentelemetry.trace import NoOpTracer
 from ray import serve
+from ray.exceptions import RayActorError
 
 from mmsr_ray.agent.conversation import Parts
 from mmsr_ray.agent.prompts import PromptSet
 from mmsr_ray.agent.tokens import Codec
 from mmsr_ray.config import AgentConfig, Config, to_dict
-from mmsr_ray.serving.answering import answer
+from mmsr_ray.serving.answering import batches
+from mmsr_ray.serving.events import Event
 from mmsr_ray.serving.ingress import Ingress, api
 from mmsr_ray.serving.measures import Account
 from mmsr_ray.serving.observers import Observers
@@ -58,25 +61,58 @@ class Handle:
 
     def __init__(self, codec: Codec, delay: float = 0.0) -> None:
         self._codec, self._delay, self.streams = codec, delay, list[Stream]()
-        self.run = SimpleNamespace(remote=self._run)
+        self.asked: list[Sample] = []
+        self.run, self.ask = SimpleNamespace(remote=self._run), SimpleNamespace(remote=self._ask)
+        self.ready = SimpleNamespace(remote=self._ready)
 
     def options(self, *, stream: bool) -> Handle:
         assert stream
         return self
 
     def _run(self, sample: Sample, workflow: str, sampling: Sampling) -> Stream:
+        self.asked.append(sample)
         parts = Parts(Web(), PromptSet.load("brief"), AgentConfig(max_turn_tokens=256), sampling)
-        self.streams.append(Stream(answer(sample, workflow, Script(self._codec, [LOOK, SAY], self._delay), self._codec, parts)))
+        self.streams.append(Stream(batches(sample, workflow, Script(self._codec, [LOOK, SAY], self._delay), self._codec, parts)))
         return self.streams[-1]
 
+    def _ask(self, sample: Sample, workflow: str, sampling: Sampling) -> Response:
+        async def whole() -> list[Event]:
+            events = self._run(sample, workflow, sampling)._events
+            return [event async for batch in events for event in batch]
 
-def client(monkeypatch: pytest.MonkeyPatch, handle: Handle, keys: bool = True, **settings: Any) -> httpx.AsyncClient:
+        return Response(whole())
+
+    def _ready(self) -> Response:
+        async def nothing() -> list[Event]:
+            return []
+
+        return Response(nothing())
+
+
+class Response:
+    """What any other handle returns."""
+
+    def __init__(self, answer: Coroutine[Any, Any, Any]) -> None:
+        self._task = asyncio.ensure_future(answer)
+
+    def __await__(self) -> Any:
+        return self._task.__await__()
+
+    def cancel(self) -> None:
+        self._task.cancel()
+
+
+def ingress(handle: Handle, weights: Any = None, keys: bool = True, **settings: Any) -> Any:
     config = Config(serving=ServingConfig(model_name="atlas", **settings))
     config.model.path = config.data.train = config.data.test = "x"
     entries = [f"ann:{hashlib.sha256(b'one').hexdigest()}"] if keys else []
     cls: Any = Ingress.__mro__[1]  # without what Serve adds for its replicas
-    ingress = cls(to_dict(config), handle, None, entries)
-    monkeypatch.setattr(serve, "get_replica_context", lambda: SimpleNamespace(servable_object=ingress))
+    return cls(to_dict(config), handle, weights, entries)
+
+
+def client(monkeypatch: pytest.MonkeyPatch, handle: Handle, **settings: Any) -> httpx.AsyncClient:
+    made = ingress(handle, **settings)
+    monkeypatch.setattr(serve, "get_replica_context", lambda: SimpleNamespace(servable_object=made))
     return httpx.AsyncClient(transport=httpx.ASGITransport(api, raise_app_exceptions=False), base_url="http://here", headers=KEY)
 
 
@@ -96,7 +132,7 @@ def test_the_openai_client(monkeypatch: pytest.MonkeyPatch, codec: Codec) -> Non
             chunks = [chunk async for chunk in stream]
             assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == "Paris"
             assert chunks[-1].usage == whole.usage
-            assert all(stream.cancelled for stream in handle.streams)  # whatever still runs there ends
+            assert handle.streams[-1].cancelled  # whatever still runs there ends
 
     asyncio.run(ask())
 
@@ -146,3 +182,59 @@ def test_a_request_that_takes_too_long(monkeypatch: pytest.MonkeyPatch, codec: C
             assert (reply.status_code, reply.json()["error"]["code"]) == (504, "timeout")
 
     asyncio.run(ask())
+
+
+class Dying(Handle):
+    """Its replica dies at the first call, before it says anything; or after it has."""
+
+    def __init__(self, codec: Codec, after: int) -> None:
+        super().__init__(codec)
+        self._after, self.calls = after, 0
+
+    def _run(self, sample: Sample, workflow: str, sampling: Sampling) -> Stream:
+        stream = super()._run(sample, workflow, sampling)
+        self.calls += 1
+        return Stream(self._until_death(stream._events)) if self.calls == 1 else stream
+
+    async def _until_death(self, batches: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        told = 0
+        async for batch in batches:
+            for event in batch:
+                if told == self._after:
+                    raise RayActorError
+                told += 1
+                yield [event]
+
+
+def test_an_agent_that_dies_is_replaced_where_nobody_would_hear_things_twice(monkeypatch: pytest.MonkeyPatch, codec: Codec) -> None:
+    async def ask(path: str, body: dict[str, Any], after: int) -> tuple[httpx.Response, int]:
+        async with client(monkeypatch, handle := Dying(codec, after), requests_per_minute=0) as http:
+            return await http.post(path, json=body), handle.calls
+
+    chat = {"model": "atlas", "messages": MESSAGES}
+    for after in (0, 1, 3):
+        reply, calls = asyncio.run(ask("/v1/chat/completions", chat, after))
+        assert (reply.json()["choices"][0]["message"]["content"], calls) == ("Paris", 2)
+    for after, calls, end in ((0, 2, "finished"), (1, 2, "finished"), (3, 1, "failed")):
+        reply, asked = asyncio.run(ask("/v1/agent", BODY, after))
+        events = [json.loads(line.removeprefix("data: "))["event"] for line in reply.text.splitlines() if line]
+        assert (events[-1], events.count("started"), asked) == (end, 1, calls)
+
+
+def test_a_chat_goes_on_from_what_was_said(monkeypatch: pytest.MonkeyPatch, codec: Codec) -> None:
+    """As a chat page sends it: a system message, every turn so far, the picture in the first."""
+    said = [
+        {"role": "system", "content": "Be kind."},
+        *MESSAGES,
+        {"role": "assistant", "content": "Paris"},
+        {"role": "user", "content": "Why?"},
+    ]
+
+    async def ask(**settings: Any) -> str:
+        async with client(monkeypatch, handle := Handle(codec), **settings) as http:
+            reply = await http.post("/v1/chat/completions", json={"model": "atlas", "messages": said, "stream": True})
+            assert reply.status_code == 200 and "Paris" in reply.text
+        return handle.asked[-1].question
+
+    assert asyncio.run(ask()) == "Earlier:\nUser: Who?\nAssistant: Paris\n\nWhy?"
+    assert asyncio.run(ask(history_chars=0)) == "Why?"

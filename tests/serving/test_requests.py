@@ -40,6 +40,23 @@ def test_the_last_user_message_is_the_question_and_the_latest_picture_goes_with_
     assert (asked.temperature, asked.max_tokens, asked.stream) == (0.0, None, False)
 
 
+def test_what_was_said_goes_before_the_question_as_far_as_there_is_room() -> None:
+    turns = [user(words("Who is it?"), picture()), {"role": "assistant", "content": "Aldo"}, user("And where?")]
+    limits = DataConfig(train="", test="", max_image_bytes=100, max_question_chars=200)
+    asked = read_chat(chat({"role": "system", "content": "Be brief"}, *turns), "atlas", limits, 100)
+    assert (asked.question, asked.image) == ("Earlier:\nUser: Who is it?\nAssistant: Aldo\n\nAnd where?", b"a picture")
+    assert read_chat(chat(*turns), "atlas", limits, 30).question == "Earlier:\nAssistant: Aldo\n\nAnd where?"
+    assert read_chat(chat(*turns), "atlas", limits, 20).question == "And where?"
+    assert read_chat(chat(*turns), "atlas", LIMITS, 100).question == "And where?"  # no room in the question
+    begun = read_chat(chat(*turns, {"role": "assistant", "content": "In"}), "atlas", limits)
+    assert begun.question == "And where?"
+
+
+def test_what_clients_send_without_meaning_it_is_let_in() -> None:
+    idle = {"n": 1, "top_p": 1.0, "stop": None, "tools": [], "response_format": {"type": "text"}, "presence_penalty": 0, "user": "x"}
+    assert read_chat(chat(GOOD, **idle), "atlas", LIMITS).question == "Who?"
+
+
 def test_settings_of_a_completion() -> None:
     more = {"stream": True, "stream_options": {"include_usage": True}, "temperature": 1, "max_completion_tokens": 5, "seed": 3}
     asked = read_chat(chat(user(words("Who?"), picture("https://e.org/x")), **more) | {"model": "atlas:rag"}, "atlas", LIMITS)
@@ -68,7 +85,11 @@ GOOD = user(words("Who?"), picture())
         (chat(), "bad_request", "user message"),
         ({"model": "atlas", "messages": "x"}, "bad_request", "list"),
         (chat(GOOD, n=2), "bad_request", "n must"),
+        (chat(GOOD, n=True), "bad_request", "n must"),
         (chat(GOOD, tools=[{}]), "bad_request", "tools"),
+        (chat(GOOD, stop=["."]), "bad_request", "stop"),
+        (chat(GOOD, top_p=0.5), "bad_request", "top_p must be 1"),
+        (chat(GOOD, response_format={"type": "json_object"}), "bad_request", "response_format"),
         (chat(GOOD, temperature="hot"), "bad_request", "temperature"),
         (chat(GOOD, temperature=float("nan")), "bad_request", "temperature"),
         (chat(GOOD, max_tokens=0), "bad_request", "max_tokens"),
@@ -90,7 +111,7 @@ def test_a_question_to_the_agent() -> None:
 
 
 def test_bodies_that_are_no_objects() -> None:
-    for body in (b"", b"[]", b"\xff", b"[" * 100_000):
+    for body in (b"", b"[]", b"\xff", b"[" * 100_000, b'{"question": "\\ud800"}'):
         with pytest.raises(Refused):
             read_json(body)
 
