@@ -8,7 +8,7 @@ Invariants
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -26,6 +26,7 @@ class Member:
     stage: Stage
     since: float  # monotonic seconds at which the stage began
     left: float  # when it was last asked for or lost: how long it has been away, while it is
+    needed: float  # when there was last work for it
 
 
 class Members:
@@ -39,7 +40,7 @@ class Members:
     def ask(self, runners: Iterable[int], *, elastic: bool, now: float) -> None:
         """Runners that Ray has just been asked for."""
         for runner in runners:
-            self._members[runner] = Member(runner, elastic, Stage.ASKED, now, now)
+            self._members[runner] = Member(runner, elastic, Stage.ASKED, now, now, now)
 
     # ------------------------------------------------------------------------------------------------ who
 
@@ -66,7 +67,7 @@ class Members:
     def up(self, runner: int, now: float) -> float:
         """It holds the newest weights. Returns the seconds that it was away."""
         member = self._members[runner]
-        member.stage, member.since = Stage.UP, now
+        member.stage, member.since, member.needed = Stage.UP, now, now
         self._none_since = None
         return now - member.left
 
@@ -89,7 +90,22 @@ class Members:
         member = self._members[runner]
         member.stage, member.since = Stage.ASKED, now
 
+    def released(self, runner: int) -> None:
+        """Nobody asks for it any more."""
+        del self._members[runner]
+
     # ------------------------------------------------------------------------------------------------ time
+
+    def idle(self, busy: Collection[int], groups: int, now: float, limit: float) -> list[int]:
+        """Elastic ones for which there was no work for longer than `limit`. To be called again and again.
+
+        `busy` have groups in flight. Those that are not up yet are needed while more than one group at a time falls to each that is.
+        """
+        crowded = groups > len(self.at(Stage.UP))
+        for member in self._members.values():
+            if member.runner in busy or (crowded and member.stage is not Stage.UP):
+                member.needed = now
+        return [m.runner for m in self._members.values() if m.elastic and now - m.needed > limit]
 
     def overdue(self, now: float) -> list[int]:
         """Those to start over: a start that takes too long, and a required runner that does not even begin to."""

@@ -338,7 +338,7 @@ class LearnerRank:
 
     # ------------------------------------------------------------------------------------------------ disk
 
-    def save(self, folder: str, extra: dict[str, bytes]) -> Report:
+    def save(self, folder: str, attempt: str, extra: dict[str, bytes]) -> Report:
         """Write a checkpoint; all ranks write their shards, rank 0 the rest (`extra` too), and then gives it its name.
 
         What goes wrong with the disk is in the report, and then nothing is left of the folder.
@@ -346,7 +346,7 @@ class LearnerRank:
         extra = extra | {"learner.json": json.dumps(self._signature() | {"reference": self._reference is not None}).encode()}
         reference = self._reference.tensors() if self._reference is not None and self._rank == 0 else {}
         mine = {"random": random_state(), "skipped_in_a_row": self._skipped_in_a_row}
-        return save_shards(self._engine, self._shards, Path(folder), self._rank, mine, reference, extra)
+        return save_shards(self._engine, self._shards, Path(folder), attempt, self._rank, mine, reference, extra)
 
     def check(self, folder: str) -> str:
         """Why this rank's share of a whole checkpoint has not the content that was written; "" when it has."""
