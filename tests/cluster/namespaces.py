@@ -26,7 +26,7 @@ PORT = 6379
 NETWORK = "10.77.0"
 RAY = str(Path(sys.executable).with_name("ray"))
 STORE_BYTES = 200 << 20
-END_SECONDS = 20.0
+START_SECONDS, END_SECONDS = 120.0, 20.0
 
 
 def missing() -> str:
@@ -47,7 +47,7 @@ class Machine:
 
     def __init__(self, lan: str, number: int, folder: Path, environment: Mapping[str, str]) -> None:
         self.name, self.address = f"{lan}-{number}", f"{NETWORK}.{10 + number}"
-        self._lan, self._port, self._folder = lan, f"p{number}", folder
+        self._lan, self._port, self.folder = lan, f"p{number}", folder
         self._environment = {**os.environ, **environment}
         _run("ip", "netns", "add", self.name)
         _run("ip", "link", "add", "eth0", "netns", self.name, "type", "veth", "peer", "name", self._port, "netns", lan)
@@ -61,7 +61,7 @@ class Machine:
 
     def popen(self, command: Sequence[str], *, log: str = "", **environment: str) -> subprocess.Popen[bytes]:
         """Start a command on this machine, in a session of its own; what it says goes to the file `log` in the folder."""
-        out: IO[bytes] | int = (self._folder / log).open("ab") if log else subprocess.DEVNULL
+        out: IO[bytes] | int = (self.folder / log).open("ab") if log else subprocess.DEVNULL
         try:
             return subprocess.Popen(
                 ["ip", "netns", "exec", self.name, *command],
@@ -92,9 +92,16 @@ class Machine:
     # ------------------------------------------------------------------------------------------------ Ray
 
     def ray_head(self, *, cpus: int, **options: Any) -> subprocess.Popen[bytes]:
-        return self._ray(["--head", f"--port={PORT}", f"--temp-dir={self._folder}/ray", "--include-dashboard=false"], cpus, options)
+        return self._ray(["--head", f"--port={PORT}", f"--temp-dir={self.folder}/ray", "--include-dashboard=false"], cpus, options)
 
     def ray_node(self, head: Machine, *, cpus: int, **options: Any) -> subprocess.Popen[bytes]:
+        """Join the head's cluster, once that is there."""
+        deadline = time.monotonic() + START_SECONDS
+        probe = ["ip", "netns", "exec", self.name, "bash", "-c", f"exec 3<>/dev/tcp/{head.address}/{PORT}"]
+        while subprocess.run(probe, capture_output=True, check=False).returncode != 0:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"no Ray listens at {head.ray_address}: see {head.folder / head.name}.log")
+            time.sleep(0.2)
         return self._ray([f"--address={head.ray_address}"], cpus, options)
 
     @property
