@@ -26,6 +26,7 @@ PORT = 6379
 NETWORK = "10.77.0"
 RAY = str(Path(sys.executable).with_name("ray"))
 STORE_BYTES = 200 << 20
+AGAIN = ("bash", "-c", 'while true; do "$@"; sleep 1; done', "again")  # what starts Ray on a real node does so too
 START_SECONDS, END_SECONDS = 120.0, 20.0
 
 
@@ -95,23 +96,25 @@ class Machine:
         return self._ray(["--head", f"--port={PORT}", f"--temp-dir={self.folder}/ray", "--include-dashboard=false"], cpus, options)
 
     def ray_node(self, head: Machine, *, cpus: int, **options: Any) -> subprocess.Popen[bytes]:
-        """Join the head's cluster, once that is there."""
+        """Join the head's cluster, once that is there, and again whenever Ray has ended here."""
         deadline = time.monotonic() + START_SECONDS
         probe = ["ip", "netns", "exec", self.name, "bash", "-c", f"exec 3<>/dev/tcp/{head.address}/{PORT}"]
         while subprocess.run(probe, capture_output=True, check=False).returncode != 0:
             if time.monotonic() > deadline:
                 raise RuntimeError(f"no Ray listens at {head.ray_address}: see {head.folder / head.name}.log")
             time.sleep(0.2)
-        return self._ray([f"--address={head.ray_address}"], cpus, options)
+        return self._ray([f"--address={head.ray_address}"], cpus, options, AGAIN)
 
     @property
     def ray_address(self) -> str:
         return f"{self.address}:{PORT}"
 
-    def _ray(self, role: list[str], cpus: int, options: Mapping[str, Any]) -> subprocess.Popen[bytes]:
+    def _ray(self, role: list[str], cpus: int, options: Mapping[str, Any], under: Sequence[str] = ()) -> subprocess.Popen[bytes]:
         common = [f"--node-ip-address={self.address}", f"--num-cpus={cpus}", f"--object-store-memory={STORE_BYTES}"]
         common += ["--disable-usage-stats", "--block", *(f"--{name.replace('_', '-')}={value}" for name, value in options.items())]
-        return self.popen([RAY, "start", *role, *common], log=f"{self.name}.log")
+        return self.popen(
+            [*under, RAY, "start", *role, *common], log=f"{self.name}.log", RAY_raylet_start_wait_time_s=f"{START_SECONDS:.0f}"
+        )
 
     # ------------------------------------------------------------------------------------------------ the network
 
