@@ -100,11 +100,20 @@ def runs(machine: Machine, what: str) -> bool:
     return False
 
 
+def _wait_for(workers: list[Machine]) -> None:
+    """Until all have joined: a submission that does not fit on what is there ends at once where no autoscaler runs."""
+    deadline = time.monotonic() + SECONDS
+    while not all(runs(worker, "ray::DashboardAgent") for worker in workers):
+        assert time.monotonic() < deadline, "a node does not start"
+        time.sleep(0.2)
+
+
 def test_a_machine_that_is_cut_off_comes_back_and_dies_costs_no_prompt(lan: Lan, tiny_model: Path, tmp_path: Path) -> None:
     head, *workers = [lan.machine() for _ in range(4)]
     head.ray_head(cpus=0)
     for worker in workers:
         worker.ray_node(head, cpus=EACH)
+    _wait_for(workers)
     job = Job(atlas_config(tiny_model, tmp_path), head)
     job.wait("both runners are up", lambda: job.step() >= 3 and job.runners() == 2)
     (first,) = [worker for worker in workers if runs(worker, "ray::GRPO")]
