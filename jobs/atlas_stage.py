@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import json
 import math
 import os
@@ -22,10 +23,14 @@ from mmsr_ray.algorithms.demonstrations import items_of
 from mmsr_ray.atlas import oracle
 from mmsr_ray.atlas.prepare import cache_namespace, demonstrations, point_at, prepare, start_web, world_of, world_settings
 from mmsr_ray.atlas.truth import label_accuracy, true_need
+<<<<<<< HEAD
 from mmsr_ray.config import Config
 from mmsr_ray.data.construction.attempts import Attempt, from_json
 from mmsr_ray.data.construction.balance import label
 from mmsr_ray.data.construction.balance_settings import BalanceConfig
+=======
+from mmsr_ray.config import Config, ConfigError
+>>>>>>> h-nodes
 from mmsr_ray.data.construction.candidate import Candidate
 from mmsr_ray.data.construction.mixture import mixture
 from mmsr_ray.data.reader import read_samples
@@ -35,10 +40,15 @@ from mmsr_ray.learner.plan import Item
 from mmsr_ray.rewards.score import score
 from mmsr_ray.rollout.engine import load_codec
 from mmsr_ray.rollout.scoring import AFTER_WARMUP
+from mmsr_ray.tools.addresses import Reach
 from mmsr_ray.tools.taped import needs_live
 from mmsr_ray.types import Group, Need, Outcome, Sample, Trajectory
 
+<<<<<<< HEAD
 DRAWS = 20  # mixtures that a rule of balancing is judged by
+=======
+NODE = "node"  # as atlas.host: the address of the node that the job runs on
+>>>>>>> h-nodes
 NOWHERE = "http://atlas.invalid"  # of the tools of a replay: nobody may answer there, and nobody is asked
 
 
@@ -55,13 +65,34 @@ def world(config: Config) -> Iterator[Config]:
     if not needs_live(config.tools):
         yield replace(config, tools=point_at(config.tools, NOWHERE))
         return
-    web = start_web(config.atlas)
+    web = start_web(replace(config.atlas, host=web_host(config)))
     try:
         tools = point_at(config.tools, web.base)
         cache = replace(tools.cache, namespace=tools.cache.namespace or cache_namespace(config.atlas))
         yield replace(config, tools=replace(tools, cache=cache))
     finally:
         web.stop()
+
+
+def web_host(config: Config) -> str:
+    """The address that the web listens on. Raises ConfigError where tools that run on other nodes could not reach it, or may not."""
+    here = ray.util.get_node_ip_address()
+    others = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]} - {here} if ray.is_initialized() else set()
+    host = here if config.atlas.host == NODE else config.atlas.host
+    try:
+        loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        raise ConfigError(f"atlas.host={host!r} is no address: write one, or {NODE}") from None
+    if loopback:
+        if others:
+            raise ConfigError(
+                f"atlas.host={host} is this node alone, and the cluster has others ({', '.join(sorted(others))}): set atlas.host=node, "
+                "and tools.private_hosts to the network of the nodes"
+            )
+        return host
+    if not Reach.parse(config.tools.private_hosts).allows(host):
+        raise ConfigError(f"atlas.host is {host}, which tools.private_hosts does not allow: add that address, or its network, there")
+    return host
 
 
 def make_demonstrations(config: Config) -> list[tuple[ObjectRef, list[Item]]]:

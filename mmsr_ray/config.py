@@ -171,6 +171,7 @@ class ToolsConfig:
 class RolloutConfig:
     num_runners: int = 1  # of the trial's placement group: training needs them; 0: as many as fit (jobs/evaluate.py)
     max_runners: int = 0  # with elastic ones, which join and leave as nodes do; 0: num_runners, none of them
+    idle_seconds: float = 0.0  # an elastic runner without work for so long is let go, and asked for again when there is more; 0: it stays
     cpus_per_runner: float = 1.0
     gpus_per_runner: float = 0.0
     node: str = ""  # custom resource of the nodes that runners may lie on; "": any node
@@ -243,6 +244,9 @@ class AtlasConfig:
     rate_limit_rate: float = 0.0
     garbage_rate: float = 0.0
     hang_rate: float = 0.0  # share of requests that are never answered
+    host: str = (
+        "127.0.0.1"  # of its web: this machine alone; or an address of the job's node that other nodes reach, "node" for the one Ray uses
+    )
 
 
 @dataclass
@@ -389,6 +393,7 @@ def validate(c: Config) -> None:
         c.rollout.max_runners == 0 or c.rollout.max_runners >= c.rollout.num_runners,
         f"rollout.max_runners={c.rollout.max_runners} is below rollout.num_runners: raise it, or set 0 for no elastic runners",
     )
+    _require(c.rollout.idle_seconds >= 0, "rollout.idle_seconds must be 0 (elastic runners stay) or more")
     said = update_complaint(c.rollout.update)
     _require(not said, said)
     _require(c.grpo.group_size >= 2, "grpo.group_size must be at least 2: a group of one has no baseline")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mmsr_ray.algorithms import compatible
-from mmsr_ray.learner.durable import NotWritten, complaint, folder_bytes, free_bytes, size
+from mmsr_ray.learner.durable import PARTIAL, NotWritten, complaint, folder_bytes, free_bytes, size
 from mmsr_ray.learner.group import LearnerGroup
 
 logger = logging.getLogger(__name__)
@@ -48,6 +48,14 @@ def save(learners: LearnerGroup, target: Path, state: Mapping[str, Any], *, keep
     extra = {STATE: pickle.dumps(dict(state)), SETTINGS: json.dumps(state["settings"], indent=1).encode()}
     learners.save(target, extra)
     prune(target.parent, keep)
+
+
+def give_up_unfinished(folder: Path) -> None:
+    """Remove what is being written, by ranks that are to be replaced: should one of them live on where nobody can reach it, it finds
+    nothing to give a name to.
+    """
+    for found in folder.glob(f"step_*{PARTIAL}"):
+        shutil.rmtree(found, ignore_errors=True)
 
 
 def prune(folder: Path, keep: int) -> None:

@@ -4,6 +4,7 @@ Invariants
 - This process holds references and summaries only; tokens and pictures go from runners to learner ranks directly.
 - A step trains `groups_per_step` groups, none sampled by weights older than `staleness` versions.
 - A runner, tool actor, data feeder or weight store that dies is replaced while training goes on.
+- One Algorithm writes to the run folder: one that was cut off and replaced finds that out before it writes (ownership).
 - The weight version only grows. After a learner failure everything goes back to the last checkpoint together (learner,
   data cursor, step), under a new version, so each prompt is trained once in the history that counts.
 
@@ -40,6 +41,7 @@ from mmsr_ray.algorithms.grpo_config import GRPOConfig
 from mmsr_ray.algorithms.keeping import Keeper
 from mmsr_ray.algorithms.ledger import Entry, Ledger
 from mmsr_ray.algorithms.liveness import Watch
+from mmsr_ray.algorithms.ownership import Ownership
 from mmsr_ray.algorithms.record import MetricsFile, response_record, rollout_record, staleness_of
 from mmsr_ray.algorithms.sampling import Sampler
 from mmsr_ray.algorithms.spending import Spending
@@ -83,6 +85,8 @@ class GRPO(Algorithm):
         logger.info("objective: %s", self.objective)
         self.folder = Path(self.c.run.dir, self.c.run.name).absolute()
         self.metrics_file = MetricsFile(self.folder / "metrics.jsonl")
+        self.owner = Ownership(self.folder)
+        self.owner.take()
         self.finished_steps = 0
         self.version = 0
         self._failed_in_a_row = 0
@@ -148,6 +152,7 @@ class GRPO(Algorithm):
             self._train_once()
             return
         clock.collected()
+        self.owner.check()  # one that was cut off learns it here, before it asks anything of others
         groups = [entry.result.summary for entry in batch]
         stale = staleness_of(groups, self.version, self.c.grpo.staleness)
         try:
@@ -256,6 +261,7 @@ class GRPO(Algorithm):
                 record["evaluation"] = self.during.record(self.finished_steps, self.version, self._actors())
             record["seconds"]["evaluation"] = record["evaluation"].pop("seconds")
             self.spending.look()  # what an evaluation asks for is no step's
+        self.owner.check()
         self.metrics_file.append(record)
         self._log_to_rllib(record)
         self.exported.step(record)
@@ -305,6 +311,7 @@ class GRPO(Algorithm):
             self._measure("after RL")
 
     def _export(self, folder: Path, extra: dict[str, bytes] | None = None) -> None:
+        self.owner.check()
         with self.turns.borrowed(self.version):
             self.parts.learners.export(folder, extra)
 
@@ -334,6 +341,8 @@ class GRPO(Algorithm):
 
     def _take_state(self, state: dict[str, Any]) -> None:
         """Go on from `state` under a version that no runner has seen yet. The learner must hold its weights already."""
+        self.owner.check()
+        checkpoints.give_up_unfinished(self.folder / "checkpoints")
         self.sampler.abandon()
         self.parts.feed.restore(state["feeder"], timeout=self.c.grpo.sync_seconds)
         self.finished_steps = self._iteration = state["step"]
@@ -356,6 +365,7 @@ class GRPO(Algorithm):
         """
         target = checkpoints.folder_of(self.folder / "checkpoints", self.finished_steps)
         state = self._small_state(str(target))
+        self.owner.check()
         try:
             with self.turns.borrowed(self.version):
                 checkpoints.save(self.parts.learners, target, state, keep=self.c.grpo.keep_checkpoints)

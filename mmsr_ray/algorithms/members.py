@@ -8,9 +8,11 @@ Invariants
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+
+LOOK_SECONDS = 2.0  # more than lies between two looks while groups are waited for
 
 
 class Stage(StrEnum):
@@ -26,6 +28,7 @@ class Member:
     stage: Stage
     since: float  # monotonic seconds at which the stage began
     left: float  # when it was last asked for or lost: how long it has been away, while it is
+    idle: float = 0.0  # seconds without work for it, as far as somebody looked
 
 
 class Members:
@@ -35,6 +38,7 @@ class Members:
         self.start_seconds = start_seconds
         self._members: dict[int, Member] = {}
         self._none_since: float | None = None
+        self._looked = 0.0
 
     def ask(self, runners: Iterable[int], *, elastic: bool, now: float) -> None:
         """Runners that Ray has just been asked for."""
@@ -66,7 +70,7 @@ class Members:
     def up(self, runner: int, now: float) -> float:
         """It holds the newest weights. Returns the seconds that it was away."""
         member = self._members[runner]
-        member.stage, member.since = Stage.UP, now
+        member.stage, member.since, member.idle = Stage.UP, now, 0.0
         self._none_since = None
         return now - member.left
 
@@ -89,7 +93,24 @@ class Members:
         member = self._members[runner]
         member.stage, member.since = Stage.ASKED, now
 
+    def released(self, runner: int) -> None:
+        """Nobody asks for it any more."""
+        del self._members[runner]
+
     # ------------------------------------------------------------------------------------------------ time
+
+    def idle(self, busy: Collection[int], groups: int, now: float, limit: float) -> list[int]:
+        """Elastic ones for which there was no work for longer than `limit`.
+
+        To be called again and again; time in which nobody looks, while the learner learns, counts for LOOK_SECONDS. `busy` have
+        groups in flight. Those that are not up yet are needed while more than one group at a time falls to each that is.
+        """
+        passed, self._looked = min(now - self._looked, LOOK_SECONDS), now
+        crowded = groups > len(self.at(Stage.UP))
+        for member in self._members.values():
+            needed = member.runner in busy or (crowded and member.stage is not Stage.UP)
+            member.idle = 0.0 if needed else member.idle + passed
+        return [m.runner for m in self._members.values() if m.elastic and m.idle > limit]
 
     def overdue(self, now: float) -> list[int]:
         """Those to start over: a start that takes too long, and a required runner that does not even begin to."""

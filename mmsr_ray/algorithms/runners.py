@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -62,7 +63,9 @@ class RunnerGroup(EnvRunnerGroup):
         self._version = UNSYNCED
         self._open: dict[int, _Call] = {}  # of runners that are not up
         self._not_before: dict[int, float] = {}  # when such a runner may be asked again
+        self._most_elastic = 0
         super().__init__(config=config, local_env_runner=False, **kwargs)
+        self._last_made = max(self.ids(), default=0)
         self._members.ask(self.ids(), elastic=False, now=time.monotonic())
 
     def _make_worker(self, *, worker_index: int, **kwargs: Any) -> Any:
@@ -72,13 +75,40 @@ class RunnerGroup(EnvRunnerGroup):
 
     def grow(self, count: int) -> None:
         """Ask for `count` elastic runners. A node may have room for them now, later or never; a pending one is demand for the autoscaler."""
-        first = max(self.ids(), default=0) + 1
-        actors = [self._make_elastic(index) for index in range(first, first + count)]
+        self._most_elastic += count
+        self._ask_for_elastic(count)
+
+    def _ask_for_elastic(self, count: int) -> None:
+        before = set(self.ids())
+        actors = [self._make_elastic(self._last_made + i) for i in range(1, count + 1)]
+        self._last_made += count
         self._worker_manager.add_actors(actors)
-        asked = [i for i in self.ids() if i >= first]
+        asked = [i for i in self.ids() if i not in before]
         for runner in asked:
             self._worker_manager.set_actor_state(runner, healthy=False)
         self._members.ask(asked, elastic=True, now=time.monotonic())
+
+    def fit(self, groups: int, busy: Collection[int], *, more: bool, idle_seconds: float) -> None:
+        """Let go of elastic runners that had no work for `idle_seconds`; where there is `more` work, ask for those that were let go.
+
+        `groups` are out or wait for a runner, `busy` have some of them. A node whose runner was let go is the autoscaler's to remove.
+        Nothing is lost: a group of an elastic runner that is ready has left its node.
+        """
+        for runner in self._members.idle(busy, groups, time.monotonic(), idle_seconds):
+            logger.info("elastic runner %d had no work for %.0f s: it is let go", runner, idle_seconds)
+            self._release(runner)
+        there = len(self.ids())
+        elastic = there - len(self._members.required())
+        if more and (wanted := min(self._most_elastic - elastic, groups - there)) > 0:
+            logger.info("%d groups for %d runners: %d more are asked for", groups, there, wanted)
+            self._ask_for_elastic(wanted)
+
+    def _release(self, runner: int) -> None:
+        ray.kill(self.actor(runner))
+        self._leave(runner)
+        del self._not_before[runner]
+        self._worker_manager.remove_actor(runner)
+        self._members.released(runner)
 
     def _make_elastic(self, index: int) -> Any:
         """As RLlib makes its workers, but in no placement group."""

@@ -101,7 +101,9 @@ class Sampler:
         self._drop_late()
         if not self.out_of_money:
             self._request_tickets()
+            came = bool(self._ledger.queued())
             self._dispatch()
+            self._fit(came)
         waiting = list(self._flights)
         if self._feed.request is not None:
             waiting.append(self._feed.request)
@@ -158,6 +160,12 @@ class Sampler:
             )
             self._flights[summary] = _Flight(entry, runner, group, time.monotonic())
             load[runner] += 1
+
+    def _fit(self, came: bool) -> None:
+        """As many elastic runners as there is work for. Only prompts that have just come ask for more: a long tail does not."""
+        if (idle := self._config.rollout.idle_seconds) > 0:
+            busy = {flight.runner for flight in self._flights.values()}
+            self._runners.fit(len(self._flights) + len(self._ledger.queued()), busy, more=came, idle_seconds=idle)
 
     # ------------------------------------------------------------------------------------------------ arrivals and losses
 

@@ -42,6 +42,7 @@ _NOT_THE_WORLD = (
     "rate_limit_rate",
     "garbage_rate",
     "hang_rate",
+    "host",
 )  # where it lies, how its web behaves, who teaches
 
 
@@ -126,7 +127,7 @@ class WebProcess:
 
 
 def start_web(atlas: AtlasConfig, timeout_seconds: float = 60.0) -> WebProcess:
-    """Start the web on a free port of this machine. Raises AtlasError when it does not answer in time."""
+    """Start the web on a free port of `atlas.host`, an address of this machine. Raises AtlasError when it does not answer in time."""
     faults = web.Faults(
         latency=atlas.latency_seconds,
         failure=atlas.failure_rate,
@@ -137,7 +138,7 @@ def start_web(atlas: AtlasConfig, timeout_seconds: float = 60.0) -> WebProcess:
         latency_max=atlas.latency_max_seconds,
     )
     ready = Path(tempfile.mkdtemp(prefix="atlas-web-")) / "base"
-    command = [sys.executable, "-m", web.__name__, "--seed", str(atlas.seed), "--ready", str(ready)]
+    command = [sys.executable, "-m", web.__name__, "--seed", str(atlas.seed), "--host", atlas.host, "--ready", str(ready)]
     command += ["--pools", json.dumps(pools(atlas)), "--faults", json.dumps(asdict(faults))]
     process = subprocess.Popen(command)
     deadline = time.monotonic() + timeout_seconds

@@ -45,6 +45,7 @@ FREE = (
     "atlas.rate_limit_rate",
     "atlas.garbage_rate",
     "atlas.hang_rate",
+    "atlas.host",
 )
 """Settings, or whole sections, that a resumed evaluation may have others of."""
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 MANIFEST = "manifest.json"
+PARTIAL = ".partial"  # ends the name of a folder that is being written
 PIECE = 16 << 20  # bytes read at a time to check a file
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk, quota, or the limit on a file's size
 

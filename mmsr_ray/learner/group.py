@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -219,7 +220,9 @@ class LearnerGroup:
 
         `extra`: further files of the folder. Raises NotWritten where the disk does not take it; the group goes on then.
         """
-        reports = self._all("save", str(Path(folder).absolute()), extra or {}, seconds=self._config.learner.update_seconds)
+        reports = self._all(
+            "save", str(Path(folder).absolute()), uuid.uuid4().hex[:8], extra or {}, seconds=self._config.learner.update_seconds
+        )
         if reports[0].error:
             raise not_written(Path(folder), reports[0])
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import deepspeed
+import psutil
 import ray
 import torch
 from ray import ObjectRef
@@ -83,6 +84,11 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
     }
 
 
+def _interface_of(address: str) -> str:
+    """Name of this machine's network interface that has the address; "" where none has it."""
+    return next((name for name, found in psutil.net_if_addrs().items() if any(one.address == address for one in found)), "")
+
+
 class LearnerRank:
     """Rank `rank` of `config.learner.world_size`. Made by LearnerGroup, which wraps it into a Ray actor."""
 
@@ -112,6 +118,8 @@ class LearnerRank:
         """Join the process group and build the engine. Blocks until all ranks have."""
         learner = self._config.learner
         # LOCAL_RANK is 0 everywhere: an actor sees its own device only
+        if interface := _interface_of(ray.util.get_node_ip_address()):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)  # else gloo takes what the host's name stands for: often 127.0.0.1
         os.environ.update(RANK=str(self._rank), LOCAL_RANK="0", WORLD_SIZE=str(learner.world_size), MASTER_ADDR=host, MASTER_PORT=str(port))
         torch.set_num_threads(learner.threads)
         torch.manual_seed(self._config.run.seed)
@@ -338,7 +346,7 @@ class LearnerRank:
 
     # ------------------------------------------------------------------------------------------------ disk
 
-    def save(self, folder: str, extra: dict[str, bytes]) -> Report:
+    def save(self, folder: str, attempt: str, extra: dict[str, bytes]) -> Report:
         """Write a checkpoint; all ranks write their shards, rank 0 the rest (`extra` too), and then gives it its name.
 
         What goes wrong with the disk is in the report, and then nothing is left of the folder.
@@ -346,7 +354,7 @@ class LearnerRank:
         extra = extra | {"learner.json": json.dumps(self._signature() | {"reference": self._reference is not None}).encode()}
         reference = self._reference.tensors() if self._reference is not None and self._rank == 0 else {}
         mine = {"random": random_state(), "skipped_in_a_row": self._skipped_in_a_row}
-        return save_shards(self._engine, self._shards, Path(folder), self._rank, mine, reference, extra)
+        return save_shards(self._engine, self._shards, Path(folder), attempt, self._rank, mine, reference, extra)
 
     def check(self, folder: str) -> str:
         """Why this rank's share of a whole checkpoint has not the content that was written; "" when it has."""

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointCommitInfo, CheckpointEngine
 
 from mmsr_ray.learner.consolidate import TAG
-from mmsr_ray.learner.durable import DurableFile, FolderWriter, Report, merged, replace_folder, write_manifest
+from mmsr_ray.learner.durable import PARTIAL, DurableFile, FolderWriter, Report, merged, replace_folder, write_manifest
 from mmsr_ray.learner.reference import FILE as REFERENCE
 
 
@@ -72,16 +72,19 @@ def save_shards(
     engine: Any,
     shards: ShardWriter,
     final: Path,
+    attempt: str,
     rank: int,
     mine: Mapping[str, Any],
     reference: Mapping[str, torch.Tensor],
     extra: Mapping[str, bytes],
 ) -> Report:
     """Write the checkpoint folder `final`, all ranks together. `mine` is this rank's own state, `reference` and `extra` are rank 0's.
+    `attempt` is a word of this call alone, in the name of the folder until it is whole: ranks that were replaced, and live on where
+    nobody can reach them, write to another.
 
     Rank 0's report is on all files. Its error means that nothing is there under that name but what was there before.
     """
-    partial = Path(f"{final}.partial")
+    partial = final.with_name(f"{final.name}.{attempt}{PARTIAL}")
     files = shards.begin(partial)
     if rank == 0:
         shutil.rmtree(partial, ignore_errors=True)

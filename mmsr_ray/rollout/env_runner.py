@@ -177,7 +177,7 @@ class SearchEnvRunner(EnvRunner):
         """
         await self.ready()
         began = time.monotonic()
-        sample = await _fetch(ticket)
+        sample = await _fetch(ticket, self._settings.rollout.group_deadline_seconds)
         tasks = [
             asyncio.create_task(
                 self._trajectory(sample, i, "direct" if i < direct else "on_demand", self._sampling(ticket, i), self._settings.reward, step)
@@ -310,7 +310,10 @@ async def _ask(store: str, namespace: str, question: str) -> Any:
                 await asyncio.sleep(WATCH_SECONDS)
 
 
-async def _fetch(ticket: Ticket) -> Sample:
-    """The ticket's sample, from the object store unless it came along."""
+async def _fetch(ticket: Ticket, seconds: float) -> Sample:
+    """The ticket's sample, from the object store unless it came along. Raises TimeoutError: its node may be out of reach."""
     (item,) = ticket.sample
-    return await item if isinstance(item, ray.ObjectRef) else item
+    if not isinstance(item, ray.ObjectRef):
+        return item
+    async with asyncio.timeout(seconds):
+        return await item

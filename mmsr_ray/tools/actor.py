@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mmsr_ray.config import Config, ToolsConfig
 from mmsr_ray.nodes import resources
@@ -218,7 +219,9 @@ def start_tools(config: Config) -> RemoteTools:
     mark = fingerprint(config, keys)
     _wait_for_others(config, mark)
     quota_name, *names = _names(config)
-    quota = _start(QuotaActor, quota_name, config, max_task_retries=-1).remote(config.tools, str(spent), mark)
+    # With this process, which nothing outlives: on another node it could be cut off and replaced, and both would write down what is spent.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    quota = _start(QuotaActor, quota_name, config, max_task_retries=-1, scheduling_strategy=here).remote(config.tools, str(spent), mark)
     actors = []
     for name in names:
         home = Home(config.run.name, config.run.namespace, name, mark)

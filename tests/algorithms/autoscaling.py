@@ -31,9 +31,12 @@ QUICK = {  # of the autoscaler's rounds, and until a node that is gone is known 
 
 
 class QuietAutoscalingCluster(AutoscalingCluster):
-    """A head of one CPU and workers of one CPU each, `max_workers` at most, in `folder` (a short path: sockets lie in it)."""
+    """A head of one CPU and workers of one CPU each, `max_workers` at most, in `folder` (a short path: sockets lie in it).
 
-    def __init__(self, folder: Path, max_workers: int) -> None:
+    A worker that has had nothing on it for `idle_minutes` is removed.
+    """
+
+    def __init__(self, folder: Path, max_workers: int, idle_minutes: float = 10.0) -> None:
         self.folder = folder
         self.port = _free_port()
         self.address = f"{ray.util.get_node_ip_address()}:{self.port}"
@@ -43,7 +46,7 @@ class QuietAutoscalingCluster(AutoscalingCluster):
             "min_workers": 0,
             "max_workers": max_workers,
         }
-        super().__init__({"CPU": 1}, {"spot": worker}, autoscaler_v2=True, max_workers=max_workers, idle_timeout_minutes=10)
+        super().__init__({"CPU": 1}, {"spot": worker}, autoscaler_v2=True, max_workers=max_workers, idle_timeout_minutes=idle_minutes)
 
     def _generate_config(self, head_resources: dict[str, Any], worker_node_types: dict[str, Any], autoscaler_v2: bool = False, **settings: Any) -> dict[str, Any]:  # fmt: skip
         nothing: dict[str, Any] = {

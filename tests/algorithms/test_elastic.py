@@ -1,4 +1,4 @@
-"""Elastic runners under Ray's autoscaler: a node joins, its runner joins, the node is lost, another comes."""
+"""Elastic runners under Ray's autoscaler: nodes come with the work and go without it; one that is lost is replaced."""
 
 from __future__ import annotations
 
@@ -28,11 +28,12 @@ SECONDS = 120.0  # of any wait here; a few on a quiet machine
 GROUPS = 4
 
 
-@pytest.fixture
-def autoscaled() -> Iterator[None]:
-    """A Ray whose head has one CPU and whose autoscaler may add one node of one CPU at a time."""
+@pytest.fixture(params=[(1, 10.0)])
+def autoscaled(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A Ray whose head has one CPU and whose autoscaler may add so many nodes of one CPU, and removes those idle for so many minutes."""
+    most, idle_minutes = request.param
     with tempfile.TemporaryDirectory(prefix="el", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        cluster = QuietAutoscalingCluster(Path(folder), max_workers=1)
+        cluster = QuietAutoscalingCluster(Path(folder), max_workers=most, idle_minutes=idle_minutes)
         try:
             cluster.start()
             ray.init(cluster.address, namespace="mmsr", log_to_driver=False)
@@ -54,10 +55,10 @@ def nodes() -> int:
 class Run:
     """Steps of sampling without a learner; counts what was handed to it."""
 
-    def __init__(self, runners: RunnerGroup, uids: list[str], marks: Path) -> None:
+    def __init__(self, runners: RunnerGroup, uids: list[str], marks: Path, *, staleness: int = 0, idle_seconds: float = 0.0) -> None:
         config = plain_config()
-        config.grpo.groups_per_step = GROUPS
-        self.runners, self.ledger, self.uids = runners, Ledger(GROUPS, 0, config.grpo.loss_limit, steps=999), uids
+        config.grpo.groups_per_step, config.rollout.idle_seconds = GROUPS, idle_seconds
+        self.runners, self.ledger, self.uids = runners, Ledger(GROUPS, staleness, config.grpo.loss_limit, steps=999), uids
         self.feed = Feed(lambda state: Feeder.remote(uids, marks, state), seed=0)  # type: ignore[arg-type]
         self.sampler = Sampler(config, runners, self.feed, self.ledger, tend=lambda: None)
         self.trained: list[str] = []
@@ -74,6 +75,46 @@ class Run:
         while not happened():
             assert time.monotonic() < deadline, "it did not happen"
             self.step()
+            time.sleep(0.1)  # else they run out of prompts
+
+    def learn_until(self, happened: Callable[[], bool]) -> None:
+        """The learner takes long: as GRPO does then, runners are kept as busy as staleness allows."""
+        deadline = time.monotonic() + SECONDS
+        while not happened():
+            assert time.monotonic() < deadline, "it did not happen"
+            self.sampler.pump(timeout=0.05)
+
+    def exactly_once(self) -> bool:
+        """Every prompt that was handed out is trained, once, or still charged."""
+        handed = {uid for _, uid in self.ledger.charged_keys()} | set(self.trained)
+        return set(Counter(self.trained).values()) == {1} and handed == set(self.uids[: len(handed)])
+
+
+@pytest.mark.parametrize("autoscaled", [(2, 0.05)], indirect=True)
+def test_work_grows_the_fleet_and_idleness_shrinks_it_while_training_goes_on(autoscaled: None, tmp_path: Path) -> None:
+    config = plain_config()
+    config.rollout.num_runners, config.rollout.cpus_per_runner = 1, 1.0
+    rllib = GRPOConfig.from_config(config).env_runners(env_runner_cls=ScriptedRunner)
+    runners = RunnerGroup(config=rllib, max_concurrency=100, start_seconds=SECONDS)
+    runners.wait_until_up()
+    # small groups, which this process holds: a node keeps those that lie in its object store, and is not idle until they are trained
+    run = Run(runners, [f"plain-{i}" for i in range(8000)], tmp_path, staleness=1, idle_seconds=2.0)
+    runners.grow(2)
+    run.steps_until(lambda: len(runners.healthy()) == 3)
+    assert nodes() == 3, "two came because there was work for them"
+    for _ in range(2):
+        run.step()
+
+    run.learn_until(lambda: nodes() == 1)  # staleness lets nothing more out, so there is nothing to do
+    assert runners.ids() == [1]
+    ready = [entry.result.group for entry in run.ledger.ready()]
+    assert len(ready) == 2 * GROUPS and len(ray.get(ready, timeout=10)) == len(ready), "what they made outlives them"
+
+    run.steps_until(lambda: len(runners.healthy()) == 3)
+    assert nodes() == 3, "they came again with the work"
+    runners.stop()
+    assert run.ledger.reset_counts()["given_up"] == 0
+    assert run.exactly_once()
 
 
 def test_a_runner_joins_with_its_node_and_leaves_with_it(autoscaled: None, tmp_path: Path) -> None:
@@ -105,6 +146,4 @@ def test_a_runner_joins_with_its_node_and_leaves_with_it(autoscaled: None, tmp_p
     runners.stop()
     counts = run.ledger.reset_counts()
     assert counts["given_up"] == 0
-    assert set(Counter(run.trained).values()) == {1}
-    handed = {uid for _, uid in run.ledger.charged_keys()} | set(run.trained)
-    assert handed == set(run.uids[: len(handed)]), "every prompt that was handed out is trained or charged"
+    assert run.exactly_once()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from mmsr_ray.algorithms.members import Members, Stage
@@ -62,3 +64,17 @@ def test_training_is_deserted_only_when_no_runner_of_either_kind_is_up(members: 
     assert not members.deserted(now=1_004.0 + LIMIT)
     members.lost(1, now=2_000.0)
     assert not members.deserted(now=2_001.0), "the time without any begins anew"
+
+
+def test_an_elastic_runner_is_idle_when_there_was_no_work_for_it(members: Members) -> None:
+    members.up(1, now=1.0)
+    members.up(2, now=1.0)
+    look = partial(members.idle, limit=3.0)
+    assert [look(busy={2}, groups=9, now=now) for now in (1.0, 2.0, 3.0, 4.0, 5.0)] == [[]] * 5, "nine groups for two: the third is wanted"
+    assert [look(busy={1}, groups=1, now=now) for now in (6.0, 7.0, 8.0)] == [[]] * 3
+    assert look(busy={1}, groups=1, now=9.0) == [2, 3], "runner 1 is the placement group's"
+    assert look(busy={2}, groups=2, now=9.5) == [3]
+    members.released(3)
+    assert look(busy=set(), groups=0, now=999.0) == [], "nobody looked, the learner was at work"
+    assert look(busy=set(), groups=0, now=1001.0) == [2]
+    assert members.required() == [1]

@@ -1,11 +1,20 @@
 """What the jobs ask of the made-up world."""
 
+<<<<<<< HEAD
 import json
 from pathlib import Path
 
 from jobs.atlas_stage import check_labels
 from mmsr_ray.atlas.prepare import prepare, world_of
 from mmsr_ray.config import load
+=======
+import pytest
+import ray
+
+from jobs.atlas_stage import check_labels, web_host
+from mmsr_ray.atlas.prepare import world_of
+from mmsr_ray.config import ConfigError, load
+>>>>>>> h-nodes
 from mmsr_ray.data.construction.candidate import Candidate
 from mmsr_ray.data.construction.mixture import LEFT_OUT
 
@@ -23,6 +32,7 @@ def test_labels_are_checked_in_the_set_and_in_all() -> None:
     assert found["balance_label_accuracy"] == 0.5
     assert found["balance_labels"] == {"search_free": {"search_free": 1}, "text_required": {"mix_required": 1}}
     assert found["balance_label_accuracy_in_set"] == 1.0
+<<<<<<< HEAD
     assert found["balance_precision"] == {"search_free": 1.0, "mix_required": 0.0} and found["balance_rules"] == {}
 
 
@@ -55,3 +65,35 @@ def test_a_world_that_served_another_model_gets_its_policy_where_one_is_asked_fo
     assert not Path(config.model.path).exists()
     prepare(config)
     assert (Path(config.model.path) / "config.json").is_file()
+=======
+
+
+@pytest.mark.parametrize(
+    ("host", "permitted", "said"),
+    [
+        ("127.0.0.1", [], ""),
+        ("10.0.0.7", ["10.0.0.0/24"], ""),
+        ("10.0.0.7", ["127.0.0.1"], r"atlas\.host is 10\.0\.0\.7, which tools\.private_hosts does not allow"),
+        ("atlas", [], r"atlas\.host='atlas' is no address"),
+    ],
+)
+def test_the_web_listens_where_the_tools_may_reach_it(host: str, permitted: list[str], said: str) -> None:
+    config = load(None, ["model.path=none", "data.train=none", "data.test=none"])
+    config.atlas.host, config.tools.private_hosts = host, permitted
+    if said:
+        with pytest.raises(ConfigError, match=said):
+            web_host(config)
+    else:
+        assert web_host(config) == host
+
+
+def test_a_web_of_one_node_is_refused_where_there_are_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load(None, ["model.path=none", "data.train=none", "data.test=none"])
+    nodes = [{"Alive": True, "NodeManagerAddress": address} for address in (ray.util.get_node_ip_address(), "10.0.0.8")]
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    with pytest.raises(ConfigError, match=r"others \(10\.0\.0\.8\): set atlas\.host=node"):
+        web_host(config)
+    nodes[1]["Alive"] = False
+    assert web_host(config) == "127.0.0.1"
+>>>>>>> h-nodes

@@ -1,0 +1,29 @@
+"""What is submitted in these tests: `python -m tests.cluster.train CONFIG` trains on Atlas, with a policy that always searches by image once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from jobs.atlas_stage import world
+from jobs.connect import connect
+from jobs.reinforce import reinforce
+from mmsr_ray.algorithms.grpo_config import GRPOConfig
+from mmsr_ray.config import load
+from mmsr_ray.tools.actor import start_tools
+from tests.algorithms.searcher import Searcher
+
+
+def main(file: str) -> None:
+    plain = GRPOConfig.from_config
+    GRPOConfig.from_config = lambda config: plain(config).env_runners(env_runner_cls=Searcher)  # type: ignore[method-assign]
+    config = load(file)
+    connect(config)
+    with world(config) as here:
+        tools = start_tools(here)
+        reinforce(here, here.model.path, Path(here.run.dir, here.run.name))
+        del tools
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
