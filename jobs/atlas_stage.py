@@ -23,14 +23,10 @@ from mmsr_ray.algorithms.demonstrations import items_of
 from mmsr_ray.atlas import oracle
 from mmsr_ray.atlas.prepare import cache_namespace, demonstrations, point_at, prepare, start_web, world_of, world_settings
 from mmsr_ray.atlas.truth import label_accuracy, true_need
-<<<<<<< HEAD
-from mmsr_ray.config import Config
+from mmsr_ray.config import Config, ConfigError
 from mmsr_ray.data.construction.attempts import Attempt, from_json
 from mmsr_ray.data.construction.balance import label
 from mmsr_ray.data.construction.balance_settings import BalanceConfig
-=======
-from mmsr_ray.config import Config, ConfigError
->>>>>>> h-nodes
 from mmsr_ray.data.construction.candidate import Candidate
 from mmsr_ray.data.construction.mixture import mixture
 from mmsr_ray.data.reader import read_samples
@@ -44,11 +40,8 @@ from mmsr_ray.tools.addresses import Reach
 from mmsr_ray.tools.taped import needs_live
 from mmsr_ray.types import Group, Need, Outcome, Sample, Trajectory
 
-<<<<<<< HEAD
 DRAWS = 20  # mixtures that a rule of balancing is judged by
-=======
 NODE = "node"  # as atlas.host: the address of the node that the job runs on
->>>>>>> h-nodes
 NOWHERE = "http://atlas.invalid"  # of the tools of a replay: nobody may answer there, and nobody is asked
 
 

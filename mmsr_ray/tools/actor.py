@@ -225,7 +225,8 @@ def start_tools(config: Config) -> RemoteTools:
     actors = []
     for name in names:
         home = Home(config.run.name, config.run.namespace, name, mark)
-        tool = _start(ToolActor, name, config, max_task_retries=3, max_concurrency=_CONCURRENCY)
+        there = resources(config.tools.node)
+        tool = _start(ToolActor, name, config, max_task_retries=3, max_concurrency=_CONCURRENCY, resources=there)
         actors.append(tool.remote(config.tools, config.agent.topk, home, keys))
     try:
         ray.get([actor.fingerprint.remote() for actor in (quota, *actors)], timeout=_START_SECONDS)
@@ -281,7 +282,6 @@ def _start(actor: type, name: str, config: Config, **options: Any) -> Any:
         namespace=config.run.namespace,
         get_if_exists=True,
         num_cpus=0,
-        resources=resources(config.tools.node),
         max_restarts=-1,
         **options,
     )

@@ -1,20 +1,14 @@
 """What the jobs ask of the made-up world."""
 
-<<<<<<< HEAD
 import json
 from pathlib import Path
 
-from jobs.atlas_stage import check_labels
-from mmsr_ray.atlas.prepare import prepare, world_of
-from mmsr_ray.config import load
-=======
 import pytest
 import ray
 
 from jobs.atlas_stage import check_labels, web_host
-from mmsr_ray.atlas.prepare import world_of
+from mmsr_ray.atlas.prepare import prepare, world_of
 from mmsr_ray.config import ConfigError, load
->>>>>>> h-nodes
 from mmsr_ray.data.construction.candidate import Candidate
 from mmsr_ray.data.construction.mixture import LEFT_OUT
 
@@ -32,7 +26,6 @@ def test_labels_are_checked_in_the_set_and_in_all() -> None:
     assert found["balance_label_accuracy"] == 0.5
     assert found["balance_labels"] == {"search_free": {"search_free": 1}, "text_required": {"mix_required": 1}}
     assert found["balance_label_accuracy_in_set"] == 1.0
-<<<<<<< HEAD
     assert found["balance_precision"] == {"search_free": 1.0, "mix_required": 0.0} and found["balance_rules"] == {}
 
 
@@ -65,7 +58,6 @@ def test_a_world_that_served_another_model_gets_its_policy_where_one_is_asked_fo
     assert not Path(config.model.path).exists()
     prepare(config)
     assert (Path(config.model.path) / "config.json").is_file()
-=======
 
 
 @pytest.mark.parametrize(
@@ -96,4 +88,3 @@ def test_a_web_of_one_node_is_refused_where_there_are_others(monkeypatch: pytest
         web_host(config)
     nodes[1]["Alive"] = False
     assert web_host(config) == "127.0.0.1"
->>>>>>> h-nodes
