@@ -4,7 +4,7 @@ What a network does can be done here for real: a node's packets vanish (`cut`) w
 through again (`heal`). The file system is shared, as a volume that all nodes mount would be. The switch is a bridge in a
 namespace of its own, so nothing of the machine's own network changes, and two of these do not meet.
 
-Invariant: `close` ends every process in the namespaces and removes them, whatever happened before.
+Invariant: `close` ends every process in the namespaces and removes them, whatever happened before; so does the death of this process.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ NETWORK = "10.77.0"
 RAY = str(Path(sys.executable).with_name("ray"))
 STORE_BYTES = 200 << 20
 AGAIN = ("bash", "-c", 'while true; do "$@"; sleep 1; done', "again")  # what starts Ray on a real node does so too
+# Should this process be killed: waits for the end of its input, and removes what is left of namespaces named $1* and the folder $2.
+GUARD = """read -r _; for name in $(ip netns list | grep -o "^$1[^ ]*"); do
+ip netns pids $name | xargs -r kill -9; sleep 0.2; ip netns del $name; done; rm -rf "$2" """
 START_SECONDS, END_SECONDS = 120.0, 20.0
 
 
@@ -138,6 +141,8 @@ class Lan:
         self.name = f"mmsr-{secrets.token_hex(3)}"
         self._environment = environment
         self._machines: list[Machine] = []
+        guard = ["bash", "-c", GUARD, "guard", self.name, str(self.folder)]
+        self._guard = subprocess.Popen(guard, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
         _run("ip", "netns", "add", self.name)
         _run("ip", "-n", self.name, "link", "add", "switch", "type", "bridge")
         _run("ip", "-n", self.name, "addr", "add", f"{NETWORK}.1/24", "dev", "switch")
@@ -153,6 +158,7 @@ class Lan:
             machine.remove()
         _run("ip", "netns", "del", self.name)
         shutil.rmtree(self.folder, ignore_errors=True)
+        self._guard.communicate()
 
     def __enter__(self) -> Self:
         return self
