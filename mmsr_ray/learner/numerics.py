@@ -56,5 +56,11 @@ def learner_with_itself(policy: Policy, rows: Sequence[Row], cache: PatchCache, 
 
 def learner_with_engine(policy: Policy, rows: Sequence[Row], cache: PatchCache, device: torch.device) -> Differences:
     """Against the log-probs that the engine gave to what it sampled, which the rows carry (temperature 1)."""
-    sampled = np.concatenate([row.tokens.logprobs[row.tokens.loss_mask] for row in rows])
+    sampled = np.concatenate([_sampled(row) for row in rows])
     return Differences.of(one_by_one(policy, rows, cache, device), torch.from_numpy(sampled))
+
+
+def _sampled(row: Row) -> np.ndarray:
+    if row.tokens.logprobs is None:
+        raise ValueError("a row of an evaluation carries no log-probs to compare with")
+    return row.tokens.logprobs[row.tokens.loss_mask]
