@@ -13,6 +13,7 @@ from pathlib import Path
 
 from jobs.connect import connect
 from jobs.engines import NoEngine
+from jobs.preflight import PreflightError
 from jobs.room import NoRoom
 from jobs.run_folder import with_absolute_paths
 from mmsr_ray.agent.prompts import PromptError
@@ -38,6 +39,7 @@ USERS_TO_MEND = (
     PromptError,
     AtlasError,
     NoRoom,
+    PreflightError,
     NoEngine,
     NotWritten,
     AnswersError,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from mmsr_ray.algorithms.grpo_config import GRPOConfig
 from mmsr_ray.algorithms.parts import bundles
 from mmsr_ray.config import Config
 from mmsr_ray.evaluation.tools import read_tools
+from mmsr_ray.preflight.fleet import no_node
 from mmsr_ray.tools.errors import BudgetSpent, ToolsError
 from mmsr_ray.tools.tape import TapeMiss
 
@@ -40,7 +42,7 @@ def reinforce(config: Config, model: str, folder: Path) -> str:
     # metrics.jsonl is written by the algorithm itself; Tune's copies would say the same in other files.
     os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
     config = replace(config, model=replace(config.model, path=model))
-    wait_for_room(bundles(config), config.grpo.placement_seconds)
+    wait_for_room(bundles(config), config.grpo.placement_seconds, explain=partial(no_node, config=config))
     results = _tuner(config, folder).fit()
     if results.errors:
         if isinstance(results.errors[0], TapeMiss):

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -21,15 +22,18 @@ from ray.experimental.internal_kv import _internal_kv_get
 from ray.tune import PlacementGroupFactory
 from ray.util import remove_placement_group
 
-from mmsr_ray.algorithms.placement import Room, copies, fit
+from mmsr_ray.algorithms.placement import Resources, Room, copies, fit
 
 logger = logging.getLogger(__name__)
 
 PATIENCE_SECONDS = 50.0  # for nodes that are starting by hand, where no autoscaler runs
 TELL_SECONDS = 60.0
+REFUSED_SECONDS = 15.0  # for which an autoscaler must say that it can never add what is missing: it may be starting itself
+ALONE_SECONDS = 8.0  # of one kind of bundle, asked for alone
 GCS_SECONDS = 10.0
 FIRST_STATUS = "__autoscaling_status"  # key of the first autoscaler's report in Ray's store
 READONLY = "node_"
+REMEDY_OF_ONE = "ask for less on one node, or add a group of larger ones (or with the custom resource that is asked for)"
 REMEDY = "lower rollout.num_runners, learner.world_size or what each of them asks for, or start Ray with more"
 
 
@@ -37,13 +41,17 @@ class NoRoom(RuntimeError):
     """The bundles of a trial do not fit on the cluster: asked, available, missing."""
 
 
-def wait_for_room(wanted: PlacementGroupFactory, seconds: float, what: str = "training") -> None:
+def wait_for_room(
+    wanted: PlacementGroupFactory, seconds: float, what: str = "training", explain: Callable[[Resources], str] | None = None
+) -> None:
     """Reserve what `what` needs and let it go again; a reservation makes an autoscaler add nodes.
 
-    Raises NoRoom after `seconds`, and within a minute where neither more nodes nor less load could help.
+    Raises NoRoom after `seconds`, and within a minute where neither more nodes nor less load could help. `explain` puts a bundle that
+    no node can ever hold into words.
     """
     reservation = wanted()
     ready, began, told = reservation.ready(), time.monotonic(), 0.0
+    refused_since = None
     try:
         while not ray.wait([ready], timeout=1.0)[0]:
             waited = time.monotonic() - began
@@ -51,11 +59,49 @@ def wait_for_room(wanted: PlacementGroupFactory, seconds: float, what: str = "tr
                 raise NoRoom(f"no room for {what} within grpo.placement_seconds={seconds:.0f}: {_room_now(wanted)}; {REMEDY}")
             if waited > PATIENCE_SECONDS and not (room := _room(wanted)).enough and not autoscaler_runs():
                 raise NoRoom(f"{what} does not fit on this cluster, and no autoscaler adds nodes to it: {room}; {REMEDY}")
+            if not _room(wanted).enough and autoscaler_runs() and _refused(wanted.bundles):
+                refused_since = waited if refused_since is None else refused_since
+                if waited - refused_since > REFUSED_SECONDS:
+                    raise NoRoom(f"{what} can never fit on this cluster: {_why_never(wanted, explain)}")
+            else:
+                refused_since = None
             if waited > told:
                 logger.warning("%s waits for %s: %s", what, _for_what(wanted), _room_now(wanted))
                 told += TELL_SECONDS
     finally:
         remove_placement_group(reservation)
+
+
+def _why_never(wanted: PlacementGroupFactory, explain: Callable[[Resources], str] | None) -> str:
+    """Which kind of bundle the autoscaler has no nodes for, each asked for alone; else there are too many."""
+    for bundle in [dict(kind) for kind in dict.fromkeys(tuple(sorted(bundle.items())) for bundle in wanted.bundles)]:
+        alone = PlacementGroupFactory([bundle])
+        reservation = alone()
+        try:
+            ready, deadline = reservation.ready(), time.monotonic() + ALONE_SECONDS
+            while not ray.wait([ready], timeout=0.5)[0] and time.monotonic() < deadline:
+                if _refused([bundle]):
+                    said = explain(bundle) if explain else f"no node can ever hold {bundle}"
+                    return f"{said}; no worker group has such nodes: {REMEDY_OF_ONE}"
+        finally:
+            remove_placement_group(reservation)
+    return f"its worker groups at their largest are too small: {_room(wanted)}; raise maxReplicas of a group, or {REMEDY}"
+
+
+def _refused(bundles: Sequence[Resources]) -> bool:
+    """Does the second autoscaler say that it can never add nodes for such a reservation? One that only watches says so of all."""
+    asked = _counted(bundles)
+    gangs = (_status() or GetClusterStatusReply()).autoscaling_state.infeasible_gang_resource_requests
+    return any(_counted([dict(request.resources_bundle) for request in _requests(gang)]) == asked for gang in gangs)
+
+
+def _requests(gang: Any) -> Iterable[Any]:
+    """Ray 2.60 fills one of the two."""
+    return gang.requests or [request for selector in gang.bundle_selectors for request in selector.resource_requests]
+
+
+def _counted(bundles: Sequence[Resources]) -> Counter[tuple[tuple[str, float], ...]]:
+    return Counter(tuple(sorted((name, round(amount, 4)) for name, amount in bundle.items() if amount)) for bundle in bundles)
 
 
 def free_room(bundle: Mapping[str, float]) -> int:
@@ -82,17 +128,24 @@ def _room_now(wanted: PlacementGroupFactory) -> Room:
 
 def autoscaler_runs() -> bool:
     """Does something add nodes to this cluster? False where Ray cannot say."""
-    try:
-        reply = GetClusterStatusReply()
-        reply.ParseFromString(GcsClient(ray.get_runtime_context().gcs_address).get_cluster_status(timeout_s=GCS_SECONDS))
-        status = _internal_kv_get(FIRST_STATUS)
-    except (RayError, OSError) as error:
-        logger.warning("whether an autoscaler runs is not known: %s", error)
+    reply = _status()
+    if reply is None:
         return False
-    state = reply.autoscaling_state
+    status, state = _internal_kv_get(FIRST_STATUS), reply.autoscaling_state
     types = [node.ray_node_type_name for node in reply.cluster_resource_state.node_states]
     pending = len(state.pending_instances) + len(state.pending_instance_requests)
     return first_scales(json.loads(status) if status else {}) or second_scales(state.autoscaler_state_version, types, pending)
+
+
+def _status() -> Any:
+    """A GetClusterStatusReply, or None where Ray cannot say."""
+    try:
+        reply = GetClusterStatusReply()
+        reply.ParseFromString(GcsClient(ray.get_runtime_context().gcs_address).get_cluster_status(timeout_s=GCS_SECONDS))
+    except (RayError, OSError) as error:
+        logger.warning("whether an autoscaler runs is not known: %s", error)
+        return None
+    return reply
 
 
 def first_scales(status: Mapping[str, Any]) -> bool:

@@ -20,6 +20,7 @@ from jobs.atlas_stage import world
 from jobs.command import run_job
 from jobs.demonstrations import source
 from jobs.memory import check_memory
+from jobs.preflight import check_cluster
 from jobs.reinforce import reinforce
 from jobs.run_folder import RunFolder
 from jobs.warm_start import warm_start
@@ -48,6 +49,8 @@ def train(config: Config) -> Path:
     spent: BudgetSpent | None = None
     with world(config) as here, following(trackers, run.path, name=config.run.name, config=to_dict(here)):
         check_inputs(here)
+        if here.grpo.steps > 0:
+            check_cluster(here)
         tools = start_tools(here)  # the actors live as long as this handle
         asyncio.run(tools.check())
         model = here.model.path

@@ -43,6 +43,20 @@ def test_the_second_autoscaler_is_known_by_its_state(version: int, types: list[s
     assert second_scales(version, types, pending) is verdict
 
 
+@pytest.mark.parametrize("selectors", [False, True])
+def test_what_the_second_autoscaler_refuses_is_known_by_its_bundles(selectors: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    reply = room.GetClusterStatusReply()
+    gang = reply.autoscaling_state.infeasible_gang_resource_requests.add()
+    place = gang.bundle_selectors.add().resource_requests if selectors else gang.requests
+    for cpus in (1.0, 0.1, 1.0):
+        place.add().resources_bundle["CPU"] = cpus
+    monkeypatch.setattr(room, "_status", lambda: reply)
+    assert room._refused([{"CPU": 0.1}, {"CPU": 1}, {"CPU": 1, "GPU": 0}])
+    assert not room._refused([{"CPU": 0.1}, {"CPU": 1}])
+    monkeypatch.setattr(room, "_status", lambda: None)
+    assert not room._refused([{"CPU": 0.1}, {"CPU": 1}, {"CPU": 1}])
+
+
 @pytest.mark.heavy
 def test_what_can_never_fit_is_told_and_what_others_hold_is_waited_for(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
