@@ -7,7 +7,7 @@ share of memory-copy speed), `tools` (what the tool plane adds to slow services,
 GRPO steps beside TRL's), `faults` (training with broken services against training with sound ones, three seeds, about 25
 minutes), `asynchrony` (synchronous training against asynchronous and in-flight updates under slow tools), `recovery` (seconds
 from each kind of kill to the next finished step), `growth` (where time or memory stops being flat: prompts, trajectories in
-flight, runners), `learner` (its compute core on this CPU, packed against padded, balanced ranks against unbalanced ones),
+flight, runners), `serving` (load over HTTP, overhead over bare vLLM, overload, weight swaps and kills under load), `learner` (its compute core on this CPU, packed against padded, balanced ranks against unbalanced ones),
 `gpu` (the learner's compute core; needs one GPU). With check=true a ratio that is a tenth worse than the committed one under
 tests/baselines fails. Rows are those of the design, section 6: ratio is value / reference_value.
 """
@@ -44,6 +44,8 @@ from jobs.benchmark_learner import learner
 from jobs.benchmark_recovery import SETTINGS as RECOVERY_SETTINGS
 from jobs.benchmark_recovery import recovery
 from jobs.benchmark_rows import row
+from jobs.benchmark_serving import SETTINGS as SERVING_SETTINGS
+from jobs.benchmark_serving import serving
 from jobs.benchmark_tools import tools
 from jobs.benchmark_training import SETTINGS as TRAINING_SETTINGS
 from jobs.benchmark_training import training
@@ -130,7 +132,12 @@ def gpu(config: Config) -> list[dict[str, Any]]:
 
 
 Suite = Callable[[Config], list[dict[str, Any]]]
-ON_ATLAS: dict[str, Suite] = {"rollout": rollout, "evaluation": evaluation, "growth": growth}  # Ray and the Atlas web run around them
+ON_ATLAS: dict[str, Suite] = {
+    "rollout": rollout,
+    "evaluation": evaluation,
+    "growth": growth,
+    "serving": serving,
+}  # Ray and the Atlas web run around them
 BY_THEMSELVES: dict[str, Suite] = {
     "tools": tools,
     "training": training,
@@ -147,6 +154,7 @@ SETTINGS = {  # of a suite, over the config's and under the command line's
     "faults": FAULTS_SETTINGS,
     "asynchrony": ASYNCHRONY_SETTINGS,
     "recovery": RECOVERY_SETTINGS,
+    "serving": SERVING_SETTINGS,
 }
 
 
