@@ -10,6 +10,8 @@ from each kind of kill to the next finished step), `growth` (where time or memor
 flight, runners), `learner` (its compute core on this CPU, packed against padded, balanced ranks against unbalanced ones),
 `gpu` (learner, engine, weight updates, colocated steps, memory and numerics of one size, `--size 7b`; meant for one GPU, `--size tiny`
 runs its code on a CPU). With check=true a ratio that is a tenth worse than the committed one under
+flight, runners), `serving` (load over HTTP, overhead over bare vLLM, overload, weight swaps and kills under load), `learner` (its compute core on this CPU, packed against padded, balanced ranks against unbalanced ones),
+`gpu` (the learner's compute core; needs one GPU). With check=true a ratio that is a tenth worse than the committed one under
 tests/baselines fails. Rows are those of the design, section 6: ratio is value / reference_value.
 """
 
@@ -47,6 +49,8 @@ from jobs.benchmark_learner import learner
 from jobs.benchmark_recovery import SETTINGS as RECOVERY_SETTINGS
 from jobs.benchmark_recovery import recovery
 from jobs.benchmark_rows import row
+from jobs.benchmark_serving import SETTINGS as SERVING_SETTINGS
+from jobs.benchmark_serving import serving
 from jobs.benchmark_tools import tools
 from jobs.benchmark_training import SETTINGS as TRAINING_SETTINGS
 from jobs.benchmark_training import training
@@ -121,7 +125,12 @@ def _set_latency(config: Config, seconds: float) -> None:
 
 
 Suite = Callable[[Config], list[dict[str, Any]]]
-ON_ATLAS: dict[str, Suite] = {"rollout": rollout, "evaluation": evaluation, "growth": growth}  # Ray and the Atlas web run around them
+ON_ATLAS: dict[str, Suite] = {
+    "rollout": rollout,
+    "evaluation": evaluation,
+    "growth": growth,
+    "serving": serving,
+}  # Ray and the Atlas web run around them
 BY_THEMSELVES: dict[str, Suite] = {
     "tools": tools,
     "training": training,
@@ -138,6 +147,7 @@ SETTINGS = {  # of a suite, over the config's and under the command line's
     "asynchrony": ASYNCHRONY_SETTINGS,
     "recovery": RECOVERY_SETTINGS,
     "gpu": GPU_SETTINGS,
+    "serving": SERVING_SETTINGS,
 }
 
 

@@ -9,6 +9,7 @@ Ingress (HTTP) -> Agent (episodes) -> Engine (tokens) and Searches (tool actors)
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import Any
 
 from ray import serve
@@ -28,6 +29,14 @@ from mmsr_ray.serving.weights import Weights
 
 MANY = 100_000  # calls of deployments that wait and do not compute
 SPARE = 512  # requests beyond serving.max_requests that are let in, to be told that there are too many
+# Of every replica. Nothing here blocks its event loop, so calls need no hops between Serve's threads: on a small machine those and a
+# line of log for each call cost more than the calls.
+ENVIRONMENT = {
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
+}
+QUIET = {"enable_access_log": False}  # measures and traces say more
 
 
 def application(config: Config, keys: Keys) -> serve.Application:
@@ -36,19 +45,21 @@ def application(config: Config, keys: Keys) -> serve.Application:
     PromptSet.load(config.agent.prompts)
     c, rollout, settings = config.serving, config.rollout, to_dict(config)
     stop: dict[str, Any] = {"graceful_shutdown_timeout_s": c.shutdown_seconds, "graceful_shutdown_wait_loop_s": 0.5}
-    idle: dict[str, Any] = {"num_cpus": 0}
-    weights = serve.deployment(Weights, name="Weights", num_replicas=1, max_ongoing_requests=MANY, ray_actor_options=idle).bind(settings)
-    engine = serve.deployment(
+    environment: dict[str, Any] = {"runtime_env": {"env_vars": ENVIRONMENT}}
+    idle = environment | {"num_cpus": 0}
+    deployment: Any = partial(serve.deployment, logging_config=QUIET)
+    weights = deployment(Weights, name="Weights", num_replicas=1, max_ongoing_requests=MANY, ray_actor_options=idle).bind(settings)
+    engine = deployment(
         Engine,
         name="Engine",
-        ray_actor_options={"num_cpus": rollout.cpus_per_runner, "num_gpus": rollout.gpus_per_runner},
+        ray_actor_options=environment | {"num_cpus": rollout.cpus_per_runner, "num_gpus": rollout.gpus_per_runner},
         health_check_period_s=2.0,
         **_scaled(c.engine),
         **stop,
     ).bind(settings, weights)
-    searches = serve.deployment(Searches, name="Searches", num_replicas=1, max_ongoing_requests=MANY, ray_actor_options=idle, **stop)
-    agent = serve.deployment(Agent, name="Agent", ray_actor_options=idle, **_scaled(c.agent), **stop)
-    ingress = serve.deployment(
+    searches = deployment(Searches, name="Searches", num_replicas=1, max_ongoing_requests=MANY, ray_actor_options=idle, **stop)
+    agent = deployment(Agent, name="Agent", ray_actor_options=idle, **_scaled(c.agent), **stop)
+    ingress = deployment(
         Ingress,
         name="Ingress",
         num_replicas=c.ingress_replicas,
@@ -58,7 +69,7 @@ def application(config: Config, keys: Keys) -> serve.Application:
     )
     parts = [settings, agent.bind(settings, engine, searches.bind(settings)), weights, keys.entries]
     if c.ingress_replicas > 1:
-        book_keeper = serve.deployment(BookKeeper, name="BookKeeper", num_replicas=1, max_ongoing_requests=MANY, ray_actor_options=idle)
+        book_keeper = deployment(BookKeeper, name="BookKeeper", num_replicas=1, max_ongoing_requests=MANY, ray_actor_options=idle)
         parts.append(book_keeper.bind(settings))
     return ingress.bind(*parts)
 
