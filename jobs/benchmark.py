@@ -9,9 +9,7 @@ minutes), `asynchrony` (synchronous training against asynchronous and in-flight 
 from each kind of kill to the next finished step), `growth` (where time or memory stops being flat: prompts, trajectories in
 flight, runners), `learner` (its compute core on this CPU, packed against padded, balanced ranks against unbalanced ones),
 `gpu` (learner, engine, weight updates, colocated steps, memory and numerics of one size, `--size 7b`; meant for one GPU, `--size tiny`
-runs its code on a CPU). With check=true a ratio that is a tenth worse than the committed one under
-flight, runners), `serving` (load over HTTP, overhead over bare vLLM, overload, weight swaps and kills under load), `learner` (its compute core on this CPU, packed against padded, balanced ranks against unbalanced ones),
-`gpu` (the learner's compute core; needs one GPU). With check=true a ratio that is a tenth worse than the committed one under
+runs its code on a CPU), `serving` (load over HTTP, overhead over bare vLLM, overload, weight swaps and kills under load). With check=true a ratio that is a tenth worse than the committed one under
 tests/baselines fails. Rows are those of the design, section 6: ratio is value / reference_value.
 """
 
