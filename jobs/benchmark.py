@@ -2,15 +2,24 @@
 
     python jobs/benchmark.py suite=rollout [check=true] [--config jobs/configs/atlas.yaml] [key=value ...]
 
-Suites: `rollout` (the runner against bare vLLM; what slow tools cost a step), `evaluation` (an evaluation against bare vLLM), `weights` (a weight update by model size, as a
-share of memory-copy speed), `tools` (what the tool plane adds to slow services, and TRL's tool loop beside ours), `training` (whole
-GRPO steps beside TRL's), `faults` (training with broken services against training with sound ones, three seeds, about 25
-minutes), `asynchrony` (synchronous training against asynchronous and in-flight updates under slow tools), `recovery` (seconds
-from each kind of kill to the next finished step), `growth` (where time or memory stops being flat: prompts, trajectories in
-flight, runners), `learner` (its compute core on this CPU, packed against padded, balanced ranks against unbalanced ones),
-`gpu` (learner, engine, weight updates, colocated steps, memory and numerics of one size, `--size 7b`; meant for one GPU, `--size tiny`
-runs its code on a CPU), `serving` (load over HTTP, overhead over bare vLLM, overload, weight swaps and kills under load). With check=true a ratio that is a tenth worse than the committed one under
-tests/baselines fails. Rows are those of the design, section 6: ratio is value / reference_value.
+Suites:
+    rollout     the runner against bare vLLM; what slow tools cost a step
+    evaluation  an evaluation against bare vLLM
+    weights     a weight update by model size, as a share of memory-copy speed
+    tools       what the tool plane adds to slow services, and TRL's tool loop beside ours
+    training    whole GRPO steps beside TRL's
+    faults      training with broken services against training with sound ones, three seeds, about 25 minutes
+    asynchrony  synchronous training against asynchronous and in-flight updates under slow tools
+    recovery    seconds from each kind of kill to the next finished step
+    growth      where time or memory stops being flat: prompts, trajectories in flight, runners
+    learner     its compute core on this CPU, packed against padded, balanced ranks against unbalanced ones
+    building    time and memory of the building of a data set as it grows
+    serving     load over HTTP, overhead over bare vLLM, overload, weight swaps and kills under load
+    gpu         learner, engine, weight updates, colocated steps, memory and numerics of one size (--size 7b); meant for one GPU,
+                --size tiny runs its code on a CPU
+
+With check=true a ratio that is a tenth worse than the committed one under tests/baselines fails. Rows are those of the design,
+section 6: ratio is value / reference_value.
 """
 
 from __future__ import annotations
@@ -37,6 +46,7 @@ import ray
 from jobs.atlas_stage import world
 from jobs.benchmark_asynchrony import SETTINGS as ASYNCHRONY_SETTINGS
 from jobs.benchmark_asynchrony import asynchrony
+from jobs.benchmark_building import building
 from jobs.benchmark_evaluation import evaluation
 from jobs.benchmark_faults import SETTINGS as FAULTS_SETTINGS
 from jobs.benchmark_faults import faults
@@ -137,6 +147,7 @@ BY_THEMSELVES: dict[str, Suite] = {
     "asynchrony": asynchrony,
     "recovery": recovery,
     "learner": learner,
+    "building": building,
 }
 SUITES = [*ON_ATLAS, *BY_THEMSELVES, "gpu"]
 SETTINGS = {  # of a suite, over the config's and under the command line's

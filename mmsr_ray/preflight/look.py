@@ -35,7 +35,10 @@ def report(node: str, folder: Path, mark: str, patience: float) -> NodeReport:
     sees, error = _wait_for(folder / mark, patience), ""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{mark}-{node}").write_text(node)
+        answer = folder / f"{mark}-{node}"
+        answer.write_text(node)
+        if not sees:
+            answer.unlink()  # it is another folder, in which nobody would
     except OSError as problem:
         error = f"{problem.strerror or type(problem).__name__}"
     return NodeReport(node, ".".join(platform.python_version_tuple()[:2]), versions(), sees, error, free_bytes(folder))

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.request import urlopen
@@ -19,9 +20,11 @@ from jobs.build_fvqa import _check
 from mmsr_ray.atlas.prepare import WebProcess, start_web, world_of
 from mmsr_ray.config import AtlasConfig, ConfigError, load
 from mmsr_ray.data.construction.candidate import read
+from mmsr_ray.data.schema import write_fvqa
 
 ATLAS = AtlasConfig(known=8, unknown_demonstrated=20, unknown_train=40, unknown_test=4, latency_seconds=0.1)
 NOBODY = ["Nobody Whatever", "Nothing Atall"]
+TEXTUAL = 8  # questions of another set
 IN_FLIGHT = 4  # requests of one service
 
 
@@ -38,6 +41,12 @@ def config_file(folder: Path, base: str) -> Path:
 
     concepts = [*(entity.name for entity in world_of(ATLAS).entities[:40]), *NOBODY]
     (folder / "concepts.txt").write_text("\n".join(concepts))
+    others = world_of(ATLAS).collected_samples("test", TEXTUAL + 1)
+    write_fvqa(folder / "infoseek.parquet", others[:TEXTUAL])
+    last = others[TEXTUAL]
+    (folder / "one.png").write_bytes(last.image)
+    rows = ["image,question,answer,category", f"one.png,{last.question},{last.answers[0]},Science: concepts", "none.png,What is this?,tin,"]
+    (folder / "manual.csv").write_text("\n".join(rows))
     content = {
         "run": {"name": "built", "dir": str(folder)},
         "model": {"path": "nobody"},
@@ -51,7 +60,16 @@ def config_file(folder: Path, base: str) -> Path:
             "private_hosts": ["127.0.0.1"],
             "actors": 1,
         },
-        "construction": {"concepts": str(folder / "concepts.txt"), "head": 0, "tail": 0, "questions_per_picture": 2, "until": "sampled"},
+        "construction": {
+            "concepts": str(folder / "concepts.txt"),
+            "textual": str(folder / "infoseek.parquet"),
+            "manual": str(folder / "manual.csv"),
+            "textual_questions": TEXTUAL - 2,
+            "head": 0,
+            "tail": 0,
+            "questions_per_picture": 2,
+            "until": "sampled",
+        },
     }
     (folder / "build.yaml").write_text(yaml.safe_dump(content))
     return folder / "build.yaml"
@@ -91,8 +109,14 @@ def test_a_run_killed_while_questions_are_written_pays_for_nothing_twice(tmp_pat
     assert list(stages) == ["concepts", "pictures", "questions", "joined", "distinct", "classified", "sampled"]
     assert all(stage["kept"] + sum(stage["dropped"].values()) == stage["made"] for stage in content["stages"])
     assert stages["questions"]["taken"] == 40 and stages["questions"]["made"] == 80
+    joined = stages["joined"]
+    assert (joined["taken"], joined["made"], joined["dropped"]) == (80, 80 + TEXTUAL + 2, {"manual: no image file": 1})
     assert content["cost_usd"] == pytest.approx(0.42) and content["questions"] > 40
     kept = list(read(tmp_path / "built" / "07_sampled.parquet", kept=True))
+    before = Counter(c.origin for c in read(tmp_path / "built" / "06_classified.parquet", kept=True))
+    origins = Counter(c.origin for c in kept)
+    assert 0 < origins["textual"] == min(TEXTUAL - 2, before["textual"])
+    assert origins["manual"] == 1 and origins["visual"] > 40
     assert len(kept) == content["questions"] and all(c.category and c.question and c.answer and c.image for c in kept)
 
 

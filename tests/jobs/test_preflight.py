@@ -28,6 +28,7 @@ def autoscaled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A head of one CPU and at most one node more, of one CPU."""
     monkeypatch.setattr(room, "REFUSED_SECONDS", 2.0)
     with tempfile.TemporaryDirectory(prefix="pf", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        monkeypatch.chdir(folder)  # of the nodes' processes too
         cluster = QuietAutoscalingCluster(Path(folder), max_workers=1)
         try:
             cluster.start(override_env={"RAY_NODE_TYPE_NAME": "ray.head.default"})  # as KubeRay names the group of a pod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -68,23 +68,33 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Config]:
     ray.shutdown()
 
 
-def test_no_question_is_rolled_out_twice_whatever_ends(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def started(config: Config) -> Iterator[Sequence[Any]]:
+    with engines(config) as up:
+        yield up
+
+
+def test_no_question_is_rolled_out_twice_whatever_ends(
+    config: Config, started: Sequence[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     samples = world_of(config.atlas).collected_samples("train", QUESTIONS)
     candidates = [Candidate(s.uid, image=s.image, question=s.question, answer=s.answers[0]) for s in samples]
     candidates.append(Candidate("cannot be asked", image=b"no picture at all", question="What is this?", answer="x"))
     candidates.append(Candidate("never asked").dropped("no image"))
     runners: list[Any] = []
+    entered = 0
 
     @contextmanager
-    def watched(config: Config) -> Iterator[Any]:
-        with engines(config) as up:
-            runners.extend(up)
-            yield up
+    def kept_up(_: Config) -> Iterator[Any]:  # an engine takes 20 s to start: the second submission gets the first one's
+        nonlocal entered
+        entered += 1
+        yield runners
 
     def interrupt() -> None:
         raise Interrupted
 
-    monkeypatch.setattr(stage, "engines", watched)
+    runners.extend(started)
+    monkeypatch.setattr(stage, "engines", kept_up)
     source, target, file = tmp_path / "before.parquet", tmp_path / "labels.parquet", tmp_path / "rollouts.sqlite"
     write(source, candidates)
     with Watched(file, stage.settings_of(config)) as journal:
@@ -107,9 +117,9 @@ def test_no_question_is_rolled_out_twice_whatever_ends(config: Config, tmp_path:
         assert [entry["workflow"] for entry in json.loads(c.attempts)] == ["direct", "on_demand", "on_demand", "on_demand"]
 
     with Journal(file, stage.settings_of(config)) as journal:
-        started = len(runners)
+        assert entered == 2
         assert stage.roll_out(config, lambda: candidates[:QUESTIONS], journal).asked == 0
-        assert len(runners) == started, "no engine starts for nothing"
+        assert entered == 2, "no engine starts for nothing"
     other = replace(config, model=replace(config.model, min_pixels=config.model.min_pixels + 1))
     with pytest.raises(DataError, match=r"model\.min_pixels was"):
         Journal(file, stage.settings_of(other))
