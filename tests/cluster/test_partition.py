@@ -32,7 +32,7 @@ GROUPS = 3  # a step
 EACH = 2  # CPUs of a worker, of which a rank takes RANK and a runner RUNNER: a trial needs two workers, its ranks lie on both
 RANK, RUNNER = 1.5, 0.5
 
-pytestmark = [pytest.mark.heavy, pytest.mark.skipif(bool(missing()), reason=missing())]
+pytestmark = [pytest.mark.heavy, pytest.mark.long, pytest.mark.skipif(bool(missing()), reason=missing())]
 
 
 @pytest.fixture
