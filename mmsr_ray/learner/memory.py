@@ -212,13 +212,15 @@ def _node(config: Config, model: Footprint, machine: Machine) -> Phase:
     if c.colocated:
         resting = max(resting + (s["weights"] if c.offload == "optimizer" else 0), states)
     items = [
-        Item(f"states of {ranks} ranks", ranks * resting),
-        Item(f"frozen models of {ranks} ranks", ranks * s["frozen model"] if _visits(config) else 0),
+        Item(f"states of {_count(ranks, 'rank')}", ranks * resting),
+        Item(f"frozen models of {_count(ranks, 'rank')}", ranks * s["frozen model"] if _visits(config) else 0),
         Item("two versions in the object store", 2 * version),
-        Item(f"weights saved by {runners} sleeping engines", runners * version if c.colocated and c.lora.sync == "adapter" else 0),
-        Item(f"processes of {ranks} ranks and {runners} runners", (ranks + runners) * PROCESS),
+        Item(
+            f"weights saved by {_count(runners, 'sleeping engine')}", runners * version if c.colocated and c.lora.sync == "adapter" else 0
+        ),
+        Item(f"processes of {_count(ranks, 'rank')} and {_count(runners, 'runner')}", (ranks + runners) * PROCESS),
     ]
-    reading = Item(f"{ranks} ranks read the model, each the whole of it", ranks * whole)
+    reading = Item(f"the model, read whole at start by {_count(ranks, 'rank')}", ranks * whole)
     if reading.bytes > sum(item.bytes for item in items[:4]):  # at start, before states and versions are there
         items = [reading, items[-1]]
     return Phase("node", "host memory", tuple(item for item in items if item.bytes))
@@ -230,10 +232,14 @@ def _without_cards(config: Config, model: Footprint) -> Phase:
     states = sum(s[name] for name in ("weights", "master weights", "moments", "gradients", "frozen model"))
     engine = _engine_itemsize(config) * model.parameters + int(rollout.kv_cache_gib * GIB)
     items = (
-        Item(f"states of {c.world_size} ranks", c.world_size * states),
-        Item(f"{rollout.num_runners} engines", rollout.num_runners * engine),
+        Item(f"states of {_count(c.world_size, 'rank')}", c.world_size * states),
+        Item(_count(rollout.num_runners, "engine"), rollout.num_runners * engine),
     )
     return Phase("node", "host memory", items)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _engine_itemsize(config: Config) -> int:
@@ -335,7 +341,12 @@ def _host_complaints(p: Plan) -> list[str]:
 
 def table(p: Plan) -> str:
     """The plan as text, GiB by phase and part."""
-    lines = [f"{p.model.parameters:,} parameters, {p.model.vision:,} of them in the vision tower"]
+    c = p.config.learner
+    tokens = max(c.micro_batch_tokens, p.config.agent.max_total_tokens)
+    lines = [
+        f"{p.model.parameters:,} parameters, {p.model.vision:,} of them in the vision tower",
+        f"{_count(c.world_size, 'rank')}, ZeRO stage {c.zero_stage}, offload {c.offload}, micro-batches of {tokens:,} tokens",
+    ]
     for phase in (*p.card, p.host):
         where = "of one node" if phase.role == "node" else "of one card"
         lines.append(f"{phase.role}, {phase.name}: {phase.gib:.1f} GiB {where}")
@@ -344,6 +355,25 @@ def table(p: Plan) -> str:
         longest = p.config.rollout.max_model_len or p.config.agent.max_total_tokens
         lines.append(f"cache: {p.cache_tokens:,} tokens, {p.cache_tokens / longest:.1f} trajectories of {longest:,} tokens")
     return "\n".join(lines)
+
+
+def verdict(p: Plan) -> list[str]:
+    """Whether it fits, or what is missing to tell."""
+    if said := complaints(p):
+        return [f"does not fit: {sentence}" for sentence in said]
+    compared, unknown = [], []
+    if p.card and p.machine.card_gib:
+        compared.append(
+            f"a rank needs {p.card_gib:.1f} of the {p.machine.card_gib * FULL:.1f} GiB that a card of {p.machine.card_gib:g} can give"
+        )
+    elif p.card:
+        unknown.append("machine.card_gib")
+    if p.machine.host_gib:
+        compared.append(f"a node {p.host.gib:.0f} of {p.machine.host_gib:.0f} GiB of its own memory")
+    else:
+        unknown.append("machine.host_gib")
+    lines = [f"fits: {', '.join(compared)}"] if compared else []
+    return lines + ([f"not compared with the machine: {' and '.join(unknown)} (GiB) would name it"] if unknown else [])
 
 
 def summary(p: Plan) -> str:
@@ -395,9 +425,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    said = complaints(made)
-    sys.stdout.write("\n".join([table(made), summary(made), *(f"does not fit: {sentence}" for sentence in said)]) + "\n")
-    return 1 if said else 0
+    sys.stdout.write("\n".join([table(made), f"in short, GiB: {summary(made)}", *verdict(made)]) + "\n")
+    return 1 if complaints(made) else 0
 
 
 if __name__ == "__main__":
