@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from jobs.check_cluster import ROOT, cluster_spec, settings
-from mmsr_ray.learner.memory import complaints, footprint_of, machine_of, plan, summary
+from mmsr_ray.learner.memory import complaints, footprint_of, machine_of, summary
+from mmsr_ray.learner.phases import plan
 from tests.cluster.manifests import ray_document
 
 WITH_CARDS = ["one-gpu", "eight-gpu", "paper"]
