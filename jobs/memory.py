@@ -10,8 +10,9 @@ import torch
 from ray.exceptions import GetTimeoutError
 
 from mmsr_ray.config import Config
-from mmsr_ray.learner.memory import GIB, check, machine_of, summary
+from mmsr_ray.learner.memory import check, machine_of, summary
 from mmsr_ray.learner.meter import HostMeter
+from mmsr_ray.learner.phases import GIB
 from mmsr_ray.learner.settings import on_cuda
 
 log = logging.getLogger(__name__)

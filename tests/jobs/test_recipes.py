@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from mmsr_ray.config import load
-from mmsr_ray.learner.memory import complaints, footprint_of, machine_of, plan, summary
+from mmsr_ray.learner.memory import complaints, footprint_of, machine_of, summary
 from mmsr_ray.learner.objective import longest_answer, resolve
+from mmsr_ray.learner.phases import plan
 
 CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
 RECIPES = [name + kind for name in ("one_gpu", "eight_gpu", "paper", "sketch_32b") for kind in ("", "_lora")]

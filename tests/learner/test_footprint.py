@@ -19,7 +19,7 @@ from mmsr_ray.learner.plan import plan_update
 from mmsr_ray.learner.shapes import SHAPES, Shape, shape_config
 from mmsr_ray.learner.step import collate_portion, contribution
 
-PUBLISHED = {"3b": 3_754_622_976, "7b": 8_292_166_656, "32b": 33_452_718_336, "72b": 73_410_777_344}  # of the checkpoints on the hub
+PUBLISHED = {"3b": 3_754_622_976, "7b": 8_292_166_656, "32b": 33_452_718_336}  # as public code states of the checkpoints; 72B: not found
 SMALL = Shape(256, 1024, 2, 8, 2, 600, tied=True, vision_depth=2, vision_hidden=128, vision_intermediate=512)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from mmsr_ray.config import Config, ConfigError, load
-from mmsr_ray.learner.memory import GIB, Machine, Plan, check, complaints, footprint_of, main, plan, table
+from mmsr_ray.learner.memory import check, complaints, footprint_of, main, table, verdict
+from mmsr_ray.learner.phases import GIB, Machine, Plan, plan
 
 SEVEN = "Qwen/Qwen2.5-VL-7B-Instruct"
 BASE = ["data.train=none", "data.test=none", f"model.path={SEVEN}"]
@@ -73,6 +74,7 @@ def test_a_node_without_room_is_refused() -> None:
 
 def test_an_unknown_machine_refuses_nothing_and_a_known_one_at_start() -> None:
     assert complaints(planned()) == []
+    assert verdict(planned()) == ["not compared with the machine: machine.card_gib and machine.host_gib (GiB) would name it"]
     with pytest.raises(ConfigError, match="a learner rank needs"):
         check(config(), Machine(card_gib=40))
 
@@ -91,4 +93,5 @@ def test_the_table_names_every_part_and_the_command_refuses(capsys: pytest.Captu
     assert main([*BASE[2:], *ON_A_CARD, "machine.card_gib=40"]) == 1
     assert "does not fit: a learner rank" in capsys.readouterr().out
     assert main([*BASE[2:], *ON_A_CARD, "machine.card_gib=140"]) == 0
+    assert "fits: a rank needs" in capsys.readouterr().out
     assert main(["model.path=nowhere/at/all/really"]) == 2
