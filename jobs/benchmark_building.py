@@ -58,6 +58,8 @@ def building(_: Config) -> list[dict[str, Any]]:
             rows.append(_row(name, "ms", 1000 * found["seconds"][stage] / size, 1000 * small["seconds"][stage] / SIZES[0]))
         rows.append(_row(f"driver, {size:,} candidates: most memory", "MiB", found["driver"], small["driver"]))
         rows.append(_row(f"all of Ray's workers, {size:,} candidates: most memory", "MiB", found["workers"], small["workers"]))
+    for process in ("driver", "workers"):
+        rows += [_growth(process, size, found, small) for size, found in measured.items() if size > SIZES[0]]
     name = f"near-duplicates, {ALIKE:,} of one question: milliseconds each"
     rows.append(_row(name, "ms", 1000 * alike["seconds"]["near-duplicates"] / ALIKE, 1000 * small["seconds"]["near-duplicates"] / SIZES[0]))
     return rows
@@ -65,6 +67,13 @@ def building(_: Config) -> list[dict[str, Any]]:
 
 def _row(name: str, unit: str, value: float, reference: float) -> dict[str, Any]:
     return row(name, value, unit, f"with {SIZES[0]:,} candidates", reference, "building")
+
+
+def _growth(process: str, size: int, found: dict[str, Any], small: dict[str, Any]) -> dict[str, Any]:
+    """What each further candidate costs in memory; it would be a picture at least if pictures were held."""
+    name = f"{process}, from {SIZES[0]:,} to {size:,} candidates: memory for each further one"
+    grown = 1024 * (found[process] - small[process]) / (size - SIZES[0])
+    return row(name, grown, "KiB", "its picture", found["picture"], "building")
 
 
 def _in_a_process(size: int, *, alike: bool) -> dict[str, Any]:
@@ -132,7 +141,7 @@ def _own(process: psutil.Process) -> float:
 
 
 def measure(folder: Path, size: int, *, alike: bool) -> dict[str, Any]:
-    """Seconds by stage, and memory."""
+    """Seconds by stage, most MiB of driver and workers, and KiB of a picture."""
     paths = [f"run.dir={folder}", "run.name=built", "model.path=none", "data.train=none", "data.test=none"]
     config = load(None, [*paths, "construction.visual_questions=0"])
     made, labelled, mixed = (folder / f"{name}.parquet" for name in ("made", "labelled", "mixed"))
@@ -155,8 +164,8 @@ def measure(folder: Path, size: int, *, alike: bool) -> dict[str, Any]:
             ended.append(time.perf_counter())
     names = ("near-duplicates", "sampling", LABELLING, "mixture", "set and card")
     seconds = {name: end - begin for name, begin, end in zip(names, ended, ended[1:], strict=False) if name != LABELLING}
-    kept = sum(candidate.kept for candidate in read(distinct))
-    return {"seconds": seconds, "driver": memory.driver, "workers": memory.workers, "distinct": kept}
+    picture = sum(len(candidate.image) for candidate in read(distinct)) / size / 1024
+    return {"seconds": seconds, "driver": memory.driver, "workers": memory.workers, "picture": picture}
 
 
 LABELLING = "labelling"  # by nobody: not measured

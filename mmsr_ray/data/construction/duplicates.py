@@ -8,6 +8,7 @@ has but one ("When was it founded?" has many, so that it gives nothing away).
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -95,7 +96,7 @@ class Questions:
     def __init__(self, likeness: float, frequencies: Mapping[int, int]) -> None:
         self._likeness, self._frequencies = likeness, frequencies
         self._answers: dict[tuple[int, str], str] = {}
-        self._prefixes: dict[tuple[int, int], list[tuple[str, frozenset[int]]]] = {}
+        self._prefixes: dict[tuple[int, int], list[tuple[str, array[int]]]] = {}
 
     def add(self, candidate: Candidate, picture: int) -> str:
         """The key of a question added before that is the same; "" where there is none: then this one is added."""
@@ -108,14 +109,16 @@ class Questions:
         if found:
             return found
         self._answers[answer] = candidate.key
+        added = (candidate.key, array("Q", shingles))  # a seventh of what the set takes
         for shingle in prefix:
-            self._prefixes.setdefault((picture, shingle), []).append((candidate.key, shingles))
+            self._prefixes.setdefault((picture, shingle), []).append(added)
         return ""
 
     def _alike(self, picture: int, prefix: list[int], shingles: frozenset[int]) -> str:
         for shingle in prefix:
             for key, others in self._prefixes.get((picture, shingle), ()):
-                if len(shingles & others) >= self._likeness * len(shingles | others):
+                common = len(shingles.intersection(others))
+                if common >= self._likeness * (len(shingles) + len(others) - common):
                     return key
         return ""
 

@@ -7,14 +7,12 @@ to the next: 192 bits, which scaling and compression hardly change. Colour count
 from __future__ import annotations
 
 import io
-from itertools import pairwise
 
 import numpy as np
 from PIL import Image
 
 SIDE = 8
 BITS = 3 * SIDE * SIDE
-FEW = 128  # comparisons one by one that take as long as those of some thousands at once
 ROOM = 1024  # hashes, at first
 
 
@@ -30,44 +28,42 @@ def fingerprint(picture: bytes) -> int:
 class Likenesses:
     """Pictures by hash; each new one is like the earliest that differs in at most `bits` bits, or stands for itself.
 
-    Exact: hashes that differ in at most `bits` bits are equal in one of `bits` + 1 bands at least. Only those that stand for themselves
-    are kept, so that ten thousand near-duplicates cost one comparison each. Things on white ground agree in many bands and yet differ:
-    where bands would leave many to compare one by one, all are compared at once.
+    Exact: a hash is compared with all others, 24 bytes each. Only those that stand for themselves are kept, so that ten thousand
+    near-duplicates cost one comparison each. A first word that differs too much rules most pictures out; things on white ground agree
+    there and yet differ, and cost all three words.
     """
 
     def __init__(self, bits: int) -> None:
         self._bits = bits
-        edges = [BITS * i // (bits + 1) for i in range(bits + 2)]
-        self._bands = [(low, (1 << (high - low)) - 1) for low, high in pairwise(edges)]
-        self._tables: list[dict[int, list[int]]] = [{} for _ in self._bands]  # part of a hash -> places in _marks
-        self._marks: list[int] = []
-        self._words = np.zeros((BITS // 64, ROOM), np.uint64)  # the same in columns, and room for more
+        self._count = 0
+        self._words = np.zeros((BITS // 64, ROOM), np.uint64)  # a column for each hash, and room for more
 
     def find(self, mark: int) -> int | None:
         """The hash of a picture added before that is like this one."""
-        near = [table.get(mark >> low & mask, ()) for (low, mask), table in zip(self._bands, self._tables, strict=True)]
-        if sum(map(len, near)) > FEW:
-            counts = np.bitwise_count(self._words[:, : len(self._marks)] ^ _words(mark)[:, None])
-            alike = counts[0] + counts[1] + counts[2] <= self._bits  # at most 192: 8 bits hold it
-            place = int(alike.argmax())
-            return self._marks[place] if alike[place] else None
-        places = [place for bucket in near for place in bucket if (mark ^ self._marks[place]).bit_count() <= self._bits]
-        return self._marks[min(places)] if places else None
+        words = _words(mark)
+        near = np.flatnonzero(np.bitwise_count(self._words[0, : self._count] ^ words[0]) <= self._bits)
+        if not near.size:
+            return None
+        counts = np.bitwise_count(self._words[1:, near] ^ words[1:, None])
+        apart = counts[0] + counts[1] + np.bitwise_count(self._words[0, near] ^ words[0])  # at most 192: 8 bits hold it
+        place = int((apart <= self._bits).argmax())
+        return _mark(self._words[:, near[place]]) if apart[place] <= self._bits else None
 
     def add(self, mark: int) -> int:
         """The hash that stands for this picture: one found before, or its own from now on."""
         found = self.find(mark)
         if found is not None:
             return found
-        place = len(self._marks)
-        self._marks.append(mark)
-        if place == self._words.shape[1]:
+        if self._count == self._words.shape[1]:
             self._words = np.concatenate([self._words, np.zeros_like(self._words)], axis=1)
-        self._words[:, place] = _words(mark)
-        for (low, mask), table in zip(self._bands, self._tables, strict=True):
-            table.setdefault(mark >> low & mask, []).append(place)
+        self._words[:, self._count] = _words(mark)
+        self._count += 1
         return mark
 
 
 def _words(mark: int) -> np.ndarray:
     return np.frombuffer(mark.to_bytes(BITS // 8, "little"), np.uint64)
+
+
+def _mark(words: np.ndarray) -> int:
+    return int.from_bytes(words.tobytes(), "little")

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from mmsr_ray.config import DataConfig
 from mmsr_ray.data.construction.candidate import Candidate, write
 from mmsr_ray.data.construction.duplicates import DUPLICATE, LEAKED_ANSWER, LEAKED_PICTURE, LEAKED_QUESTION, UNREADABLE, Secrets, distinct
-from mmsr_ray.data.construction.fingerprints import BITS, Likenesses, fingerprint
+from mmsr_ray.data.construction.fingerprints import BITS, ROOM, Likenesses, fingerprint
 from mmsr_ray.data.construction.leakage import secrets_of
 from mmsr_ray.data.schema import write_fvqa
 from mmsr_ray.types import Sample
@@ -67,6 +67,19 @@ def test_the_index_finds_exactly_what_differs_in_few_bits() -> None:
             near ^= 1 << place
         assert index.find(near) == mark
         assert index.find(near ^ 1 << flips[5]) is None
+
+
+def test_the_earliest_is_found_also_where_hashes_share_most_bits() -> None:
+    rng = np.random.default_rng(1)
+    marks = [sum(1 << int(place) for place in rng.choice(BITS, 5, replace=False)) for _ in range(2 * ROOM)]  # as on white ground
+    index, kept = Likenesses(5), list[int]()
+    for mark in marks:
+        earliest = next((other for other in kept if (mark ^ other).bit_count() <= 5), None)
+        assert index.find(mark) == earliest
+        if earliest is None:
+            kept.append(mark)
+        assert index.add(mark) == (mark if earliest is None else earliest)
+    assert ROOM < len(kept) < len(marks)
 
 
 def candidate(key: str, question: str, answer: str = "tin", concept: str = "") -> Candidate:
