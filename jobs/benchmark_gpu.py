@@ -69,6 +69,7 @@ def gpu(config: Config, size: str) -> Rows:
         for name, part in {
             "engine against bare vLLM": lambda: parts.engine(here, size),
             "numerics of learner and engine": lambda: parts.numerics(here, size),
+            "numerics of learner and engine in float32": lambda: parts.numerics(in_float32(here), size),
             "weight update, object store": lambda: parts.weight_update(here, size),
             "colocated steps": lambda: parts.colocated(here, size),
         }.items():
@@ -112,6 +113,11 @@ def sized(config: Config, size: str, folder: Path, *, cuda: bool) -> Config:
     agent = replace(config.agent, max_prompt_tokens=4096, max_turn_tokens=512, max_total_tokens=8192, deadline_seconds=280)
     learner = replace(here.learner, micro_batch_tokens=8192, offload="none" if size == "0.5b" else "optimizer", start_seconds=1200)
     return replace(here, model=model, agent=agent, learner=learner)
+
+
+def in_float32(config: Config) -> Config:
+    """For the numerics: what differs there is a mistake, what differs in bfloat16 alone is rounding."""
+    return replace(config, model=replace(config.model, dtype="float32"))
 
 
 def speed(size: str, kernel: str) -> Rows:

@@ -35,6 +35,7 @@ from mmsr_ray.learner.numerics import Differences, learner_with_engine, learner_
 from mmsr_ray.learner.pictures import PatchCache, VisionGeometry
 from mmsr_ray.rollout.engine import VLLMEngine
 from mmsr_ray.rollout.measure import bare_rate, runner_rate, update_seconds
+from mmsr_ray.tools.actor import start_tools
 from mmsr_ray.types import Sampling, SealedTokens
 
 log = logging.getLogger("benchmark")
@@ -106,6 +107,7 @@ def colocated(config: Config, size: str) -> Rows:
         learner=replace(config.learner, colocated=True),
         grpo=replace(config.grpo, staleness=0),
     )
+    tools = start_tools(here)  # runners look for those of their run's name
     algorithm: Any = GRPOConfig.from_config(here).build_algo()
     try:
         resident = []
@@ -115,6 +117,7 @@ def colocated(config: Config, size: str) -> Rows:
         records = [json.loads(line) for line in algorithm.metrics_file.path.read_text().splitlines()]
     finally:
         algorithm.stop()
+        del tools
     return [*step_rows(records[SETTLED:], size), *memory_rows(records, resident, size)]
 
 
@@ -187,7 +190,7 @@ def _sampled(config: Config) -> list[SealedTokens]:
 async def _transcripts(config: Config) -> list[SealedTokens]:
     """Conversations of an engine whose every user message brings pictures. Vision tokens are banned, so any model can hold them."""
     samples = read_samples(config.data.train, config.data, questions=TRANSCRIPTS, seed=config.run.seed)
-    served = VLLMEngine(config, None, config.run.namespace)
+    served = VLLMEngine(_with_room(config), None, config.run.namespace)
     await served.start()
     try:
         made = []
@@ -204,6 +207,14 @@ async def _transcripts(config: Config) -> list[SealedTokens]:
         return made
     finally:
         served.stop()
+
+
+def _with_room(config: Config) -> Config:
+    """The engine takes as many pictures as the agent's limits permit, which may be fewer than a transcript here has."""
+    agent = replace(
+        config.agent, topk=max(config.agent.topk, THUMBNAILS * (TURNS - 1)), image_search_limit=max(1, config.agent.image_search_limit)
+    )
+    return replace(config, agent=agent, rollout=replace(config.rollout, max_model_len=max(config.agent.max_total_tokens, 2048)))
 
 
 def _noise(*seed: int) -> bytes:
