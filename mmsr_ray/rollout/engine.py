@@ -332,11 +332,15 @@ def engine_args(config: Config, store_name: str | None, seed: int, banned: Seque
     max_model_len = rollout.max_model_len or agent.max_total_tokens
     cpu: dict[str, Any] = {}
     if current_platform.is_cpu():
-        cpu = {"kv_cache_memory_bytes": rollout.kv_cache_gib << 30, "block_size": CPU_BLOCK, **engine_arguments(banned)}
-        if rollout.seeded:
+        cpu = {
+            "kv_cache_memory_bytes": rollout.kv_cache_gib << 30,
+            "block_size": CPU_BLOCK,
             # Room in one step for whatever can be there: a prompt with a seed that is split over two steps kills vLLM's CPU
-            # engine (it rewinds the request's generator by an offset, which CPU generators do not have).
-            cpu["max_num_batched_tokens"] = rollout.max_num_seqs * max_model_len
+            # engine (it rewinds the request's generator by an offset, which CPU generators do not have). Without
+            # `rollout.seeded` there are seeds too: of an evaluation that is not greedy, of a client of the service.
+            "max_num_batched_tokens": rollout.max_num_seqs * max_model_len,
+            **engine_arguments(banned),
+        }
     return AsyncEngineArgs(
         model=model.path,
         dtype=model.dtype,  # type: ignore[arg-type]
