@@ -140,8 +140,8 @@ def write(path: str | Path, candidates: Iterable[Candidate], made_from: Mapping[
 def read(path: str | Path, *, kept: bool = False) -> Iterator[Candidate]:
     """The candidates of a stage file in its order, `kept` alone or all. Raises DataError when it is no such file."""
     with _open(path) as file:
-        for batch in file.iter_batches(batch_size=ROW_GROUP):
-            yield from (c for c in from_table(pa.Table.from_batches([batch])) if c.kept or not kept)
+        for group in range(file.num_row_groups):  # iter_batches would hold on to all that it has read
+            yield from (c for c in from_table(file.read_row_group(group)) if c.kept or not kept)
 
 
 def read_made_from(path: str | Path) -> dict[str, str]:
