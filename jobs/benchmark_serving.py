@@ -35,8 +35,8 @@ from mmsr_ray.types import Sample
 CLIENTS_PROGRAM = Path(__file__).with_name("benchmark_clients.py")
 CLIENTS = (1, 16, 64, 256)
 BEYOND = 512  # clients, twice serving.max_requests
-QUESTIONS = 512
-SECONDS = 8.0
+QUESTIONS = 256
+SECONDS = 5.0
 SWAPS = 3
 PATIENCE = 180.0
 SETTINGS = ("serving.port=8017", "serving.requests_per_minute=0", "serving.model_name=atlas", "serving.agent.max_ongoing_requests=1024")
