@@ -237,6 +237,10 @@ async def follow(address: str, identity: str) -> int:
         except RuntimeError as error:  # the connection closed abnormally
             log.warning("submit: the log broke off (%s); taking it up again", error)
             await asyncio.sleep(1.0)
+        except OSError as error:  # nobody listens there any more; aiohttp's error of connecting is one
+            raise SubmitError(
+                f"The Ray at {address} has gone (stopped, or died): the same command goes on from the last checkpoint."
+            ) from error
         info = client.get_job_info(identity)
         if info.status.is_terminal():
             break
