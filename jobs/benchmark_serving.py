@@ -14,9 +14,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +37,7 @@ CLIENTS = (1, 16, 64, 256)
 BEYOND = 512  # clients, twice serving.max_requests
 QUESTIONS = 256
 SECONDS = 5.0
+MEANWHILE = 4.0  # seconds after which something happens to the service under load
 SWAPS = 3
 PATIENCE = 180.0
 SETTINGS = ("serving.port=8017", "serving.requests_per_minute=0", "serving.model_name=atlas", "serving.agent.max_ongoing_requests=1024")
@@ -63,13 +64,13 @@ class Service:
 
     def load(self, bodies: Path, clients: int, *, seconds: float = SECONDS, meanwhile: Callable[[], None] | None = None) -> Load:
         command = [sys.executable, str(CLIENTS_PROGRAM), self.url, str(bodies), f"--clients={clients}", f"--seconds={seconds}"]
-        timer = threading.Timer(4.0, meanwhile) if meanwhile else None
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        if timer:
-            timer.start()
-        out, _ = process.communicate(timeout=seconds + 2 * PATIENCE)
-        if timer:
-            timer.join()
+        with ThreadPoolExecutor(1) as pool:
+            ended = pool.submit(process.communicate, timeout=seconds + 2 * PATIENCE)
+            if meanwhile:
+                time.sleep(MEANWHILE)
+                meanwhile()  # what it raises stops the measurement
+            out, _ = ended.result()
         found = json.loads(out)
         sys.stderr.write(f"{clients} clients: {found}\n")
         return found
