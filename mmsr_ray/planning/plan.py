@@ -10,6 +10,7 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from mmsr_ray.config import Config, ProviderConfig
 from mmsr_ray.planning.pipeline import Pipeline, PlanError, Step
@@ -249,28 +250,21 @@ def doubled(config: Config, seconds: float) -> list[WhatIf]:
     return sorted(found, key=lambda w: -w.saved)
 
 
+def _scaled(costs: Any, by: float, *names: str) -> Any:
+    return replace(costs, **{name: by * getattr(costs, name) for name in names})
+
+
 def _engines(c: Config) -> Config:
-    e = c.plan.engine
-    faster = replace(
-        e,
-        step_seconds=e.step_seconds / 2,
-        sequence_seconds=e.sequence_seconds / 2,
-        prompt_token_seconds=e.prompt_token_seconds / 2,
-        turn_seconds=e.turn_seconds / 2,
-    )
+    faster = _scaled(c.plan.engine, 0.5, "step_seconds", "sequence_seconds", "prompt_token_seconds", "turn_seconds")
     return replace(c, plan=replace(c.plan, engine=faster))
 
 
 def _learner(c: Config) -> Config:
-    costs = c.plan.learner
-    faster = replace(costs, token_seconds=costs.token_seconds / 2, optimiser_seconds=costs.optimiser_seconds / 2)
-    return replace(c, plan=replace(c.plan, learner=faster))
+    return replace(c, plan=replace(c.plan, learner=_scaled(c.plan.learner, 0.5, "token_seconds", "optimiser_seconds")))
 
 
 def _services(c: Config) -> Config:
-    faster = {
-        name: replace(service_costs(c.plan, name), median_seconds=service_costs(c.plan, name).median_seconds / 2) for name in SERVICES
-    }
+    faster = {name: _scaled(service_costs(c.plan, name), 0.5, "median_seconds") for name in SERVICES}
     return replace(c, plan=replace(c.plan, **faster))
 
 
@@ -291,27 +285,12 @@ def _limits(c: Config) -> Config:
 
 
 def _sync(c: Config) -> Config:
-    s = c.plan.sync
-    faster = replace(
-        s,
-        publish_per_second=2 * s.publish_per_second,
-        load_per_second=2 * s.load_per_second,
-        network_per_second=2 * s.network_per_second,
-        pause_seconds=s.pause_seconds / 2,
-        turn_seconds=s.turn_seconds / 2,
-    )
-    return replace(c, plan=replace(c.plan, sync=faster))
+    wider = _scaled(c.plan.sync, 2, "publish_per_second", "load_per_second", "network_per_second")
+    return replace(c, plan=replace(c.plan, sync=_scaled(wider, 0.5, "pause_seconds", "turn_seconds")))
 
 
 def _driver(c: Config) -> Config:
-    d = c.plan.driver
-    faster = replace(
-        d,
-        group_seconds=d.group_seconds / 2,
-        held_seconds=d.held_seconds / 2,
-        prompt_seconds=d.prompt_seconds / 2,
-        step_seconds=d.step_seconds / 2,
-    )
+    faster = _scaled(c.plan.driver, 0.5, "group_seconds", "held_seconds", "prompt_seconds", "step_seconds")
     return replace(c, plan=replace(c.plan, driver=faster))
 
 
