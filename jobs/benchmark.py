@@ -32,7 +32,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -51,7 +51,8 @@ from jobs.benchmark_evaluation import evaluation
 from jobs.benchmark_faults import SETTINGS as FAULTS_SETTINGS
 from jobs.benchmark_faults import faults
 from jobs.benchmark_gpu import SETTINGS as GPU_SETTINGS
-from jobs.benchmark_gpu import gpu
+from jobs.benchmark_gpu import PARTS, gpu
+from jobs.benchmark_gpu_parts import STEPS
 from jobs.benchmark_growth import growth
 from jobs.benchmark_learner import learner
 from jobs.benchmark_recovery import SETTINGS as RECOVERY_SETTINGS
@@ -160,33 +161,42 @@ SETTINGS = {  # of a suite, over the config's and under the command line's
 }
 
 
-def measure(suite: str, config: Config, size: str) -> list[dict[str, Any]]:
+def measure(suite: str, config: Config, args: argparse.Namespace) -> Iterator[list[dict[str, Any]]]:
+    """Rows, as they come."""
     if suite == "gpu":
-        return gpu(config, size)
+        yield from gpu(config, args.size, args.parts, args.steps)
+        return
     if suite in BY_THEMSELVES:
-        return BY_THEMSELVES[suite](config)
+        yield BY_THEMSELVES[suite](config)
+        return
     connect(config)
     with world(config) as here:
         running = start_tools(here)
-        rows = ON_ATLAS[suite](here)
+        yield ON_ATLAS[suite](here)
         del running
-    return rows
 
 
-def report(suite: str, rows: list[dict[str, Any]], folder: Path) -> Path:
+def write(suite: str, rows: list[dict[str, Any]], folder: Path) -> Path:
+    """The suite's JSON file."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT).stdout.strip()
     target = folder / "benchmarks" / f"{suite}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     missing = [r for r in rows if "not_available" in r]
-    rows = [r for r in rows if "not_available" not in r]
-    content = {"suite": suite, "machine": machine(), "commit": commit, "date": datetime.now(UTC).date().isoformat(), "rows": rows}
+    made = [r for r in rows if "not_available" not in r]
+    content = {"suite": suite, "machine": machine(), "commit": commit, "date": datetime.now(UTC).date().isoformat(), "rows": made}
     write_json(target, content | ({"not_available": missing} if missing else {}))
-    for r in missing:
-        sys.stdout.write(f"{r['name']}: not available: {r['not_available']}\n")
-    for r in rows:
-        line = f"{r['name']}: {r['value']:g} {r['unit']} ({r['reference']}: {r['reference_value']:g}; ratio {r['ratio']:.2f})"
-        sys.stdout.write(line + "\n")
     return target
+
+
+def report(rows: list[dict[str, Any]]) -> None:
+    """For people."""
+    for r in rows:
+        if "not_available" in r:
+            line = f"{r['name']}: not available: {r['not_available']}"
+        else:
+            line = f"{r['name']}: {r['value']:g} {r['unit']} ({r['reference']}: {r['reference_value']:g}; ratio {r['ratio']:.2f})"
+        sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 def worse_than_baseline(suite: str, rows: list[dict[str, Any]]) -> list[str]:
@@ -205,10 +215,18 @@ def worse_than_baseline(suite: str, rows: list[dict[str, Any]]) -> list[str]:
     return found
 
 
+def _parts(text: str) -> list[str]:
+    if unknown := set(chosen := text.split(",")) - set(PARTS):
+        raise argparse.ArgumentTypeError(f"no such part: {', '.join(sorted(unknown))}; choose from {', '.join(PARTS)}")
+    return chosen
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default=str(ROOT / "jobs" / "configs" / "atlas.yaml"))
     parser.add_argument("--size", choices=sorted(SHAPES), default="7b", help="of suite=gpu")
+    parser.add_argument("--parts", type=_parts, default=PARTS, help=f"of suite=gpu, separated by commas: {','.join(PARTS)}")
+    parser.add_argument("--steps", type=int, default=STEPS, help="of suite=gpu's part colocated")
     parser.add_argument("arguments", nargs="+", metavar="suite=NAME [check=true] [key=value]")
     args = parser.parse_intermixed_args()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
@@ -218,8 +236,11 @@ def main() -> int:
             raise ConfigError(f"suite={own.get('suite', '')!r}: choose one of {', '.join(SUITES)}")
         settings = [item for item in args.arguments if not item.startswith(("suite=", "check="))]
         config = with_absolute_paths(load(args.config, ["run.name=benchmark", *SETTINGS.get(own["suite"], ()), *settings]))
-        rows = measure(own["suite"], config, args.size)
-        report(own["suite"], rows, Path(config.run.dir))
+        rows: list[dict[str, Any]] = []
+        for found in measure(own["suite"], config, args):
+            report(found)
+            rows += found
+            write(own["suite"], rows, Path(config.run.dir))
         worse = worse_than_baseline(own["suite"], rows) if own.get("check") == "true" else []
     except ConfigError as error:
         log.error("%s", error)

@@ -1,10 +1,11 @@
 """The suite `gpu`: what one card makes of a size of Qwen2.5-VL with random weights; nothing is downloaded.
 
-    python jobs/benchmark.py suite=gpu --size 7b
+    python jobs/benchmark.py suite=gpu --size 7b [--parts engine,update] [--steps 50]
 
-Parts: the learner's compute core by attention kernel and layout; the engine in the agent's loop against bare vLLM; a weight update by
-transport; colocated GRPO steps taken apart, their memory and its growth; numerics of learner and engine. A part that cannot run says
-"not available" and why, and the others go on. `--size tiny` runs all of it without a GPU, for its code: those numbers mean nothing.
+Parts: `learner`, its compute core by attention kernel and layout; `engine`, in the agent's loop against bare vLLM; `update`, of weights by
+transport; `colocated` GRPO steps taken apart, their memory and its growth; `numerics` of learner and engine, and in `float32`. A part that
+cannot run says "not available" and why, and the others go on; what was measured is in the file before the next part begins.
+`--size tiny` runs all of it without a GPU, for its code: those numbers mean nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import logging
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from jobs.benchmark_rows import row
 from jobs.benchmark_weights import model_folder
 from jobs.connect import connect
 from mmsr_ray.config import Config
-from mmsr_ray.learner.attention import KERNELS
+from mmsr_ray.learner.attention import DEFAULT, KERNELS
 from mmsr_ray.learner.group import LearnerError
 from mmsr_ray.tools.actor import start_tools
 
@@ -48,38 +49,46 @@ SETTINGS = (
     "learner.packing=always",
     "learner.gradient_checkpointing=true",
     "model.dtype=bfloat16",
+    "rollout.enforce_eager=false",
+    "rollout.gpu_memory_utilization=0.8",
 )
 GOAL_MFU, GOAL_LOOP, GOAL_PAUSE = 0.45, 0.9, 1.0
 SPEED_SECONDS = 1800.0
+PARTS = ("learner", "engine", "numerics", "float32", "update", "colocated")
+LEARNER = [*((kernel, False) for kernel in KERNELS), (DEFAULT, True)]  # of its part: kernels, and whether the rest is fused
 
 Rows = list[dict[str, Any]]
 Part = Callable[[], Rows]
 
 
-def gpu(config: Config, size: str) -> Rows:
-    """All rows; a part that failed or cannot run has one row with `not_available`, the reason."""
+def gpu(config: Config, size: str, chosen: Sequence[str] = PARTS, steps: int = parts.STEPS) -> Iterator[Rows]:
+    """Rows, part by part; a part that failed or cannot run has one row with `not_available`, the reason."""
     cuda = torch.cuda.is_available()
     if not cuda and size != "tiny":
-        return [{"name": f"suite gpu, size {size}", "not_available": "this machine has no GPU; --size tiny runs the suite's code without"}]
-    rows = [found for kernel in KERNELS for found in attempt(f"learner speed, {kernel}", lambda kernel=kernel: speed(size, kernel))]
+        yield [{"name": f"suite gpu, size {size}", "not_available": "this machine has no GPU; --size tiny runs the suite's code without"}]
+        return
+    if "learner" in chosen:
+        for kernel, fused in LEARNER:
+            yield attempt(f"learner speed, {kernel}{', fused' * fused}", lambda k=kernel, f=fused: speed(size, k, fused=f))
+    if not set(chosen) - {"learner"}:
+        return
     connect(config)
     with world(config) as made, tempfile.TemporaryDirectory(dir=config.run.dir) as folder:
         here = sized(made, size, Path(folder), cuda=cuda)
         tools = start_tools(here)
-        for name, part in {
-            "engine against bare vLLM": lambda: parts.engine(here, size),
-            "numerics of learner and engine": lambda: parts.numerics(here, size),
-            "numerics of learner and engine in float32": lambda: parts.numerics(in_float32(here), size),
-            "weight update, object store": lambda: parts.weight_update(here, size),
-            "colocated steps": lambda: parts.colocated(here, size),
+        for name, (title, part) in {
+            "engine": ("engine against bare vLLM", lambda: parts.engine(here, size)),
+            "numerics": ("numerics of learner and engine", lambda: parts.numerics(here, size)),
+            "float32": ("numerics of learner and engine in float32", lambda: parts.numerics(in_float32(here), size)),
+            "update": ("weight update, object store", lambda: parts.weight_update(here, size)),
+            "colocated": ("colocated steps", lambda: parts.colocated(here, size, steps)),
         }.items():
-            rows += attempt(name, part)
+            if name in chosen:
+                yield attempt(title, part)
         del tools
-    for transport in ("CUDA IPC", "NCCL"):
-        rows.append(
-            {"name": f"weight update, {transport}", "not_available": "this transport is not built: weights go through the object store"}
-        )
-    return rows
+    if "update" in chosen:
+        why = "this transport is not built: weights go through the object store"
+        yield [{"name": f"weight update, {transport}", "not_available": why} for transport in ("CUDA IPC", "NCCL")]
 
 
 def attempt(name: str, part: Part) -> Rows:
@@ -98,7 +107,9 @@ def sized(config: Config, size: str, folder: Path, *, cuda: bool) -> Config:
     share = {"gpus": 0.5} if cuda else {"gpus": 0.0}
     here = replace(
         config,
-        rollout=replace(config.rollout, gpus_per_runner=share["gpus"], num_runners=1, enforce_eager=not cuda, gpu_memory_utilization=0.8),
+        rollout=replace(
+            config.rollout, gpus_per_runner=share["gpus"], num_runners=1, enforce_eager=config.rollout.enforce_eager or not cuda
+        ),
         learner=replace(config.learner, gpus_per_rank=share["gpus"]),
     )
     if size == "tiny":
@@ -111,7 +122,7 @@ def sized(config: Config, size: str, folder: Path, *, cuda: bool) -> Config:
         thumbnail_max_pixels=90_000,
     )
     agent = replace(config.agent, max_prompt_tokens=4096, max_turn_tokens=512, max_total_tokens=8192, deadline_seconds=280)
-    learner = replace(here.learner, micro_batch_tokens=8192, offload="none" if size == "0.5b" else "optimizer", start_seconds=1200)
+    learner = replace(here.learner, micro_batch_tokens=8192, start_seconds=1200)
     return replace(here, model=model, agent=agent, learner=learner)
 
 
@@ -120,11 +131,11 @@ def in_float32(config: Config) -> Config:
     return replace(config, model=replace(config.model, dtype="float32"))
 
 
-def speed(size: str, kernel: str) -> Rows:
+def speed(size: str, kernel: str, *, fused: bool) -> Rows:
     """The compute core in a process of its own, as on a bare machine."""
     arguments = ["--size", size, "--kernel", kernel, "--micro-batch-tokens", "8192" if size != "tiny" else "1024"]
     arguments += ["--rows", "16" if size != "tiny" else "3", "--passes", "2" if size != "tiny" else "1"]
-    command = [sys.executable, "-m", "mmsr_ray.learner.benchmark", *arguments]
+    command = [sys.executable, "-m", "mmsr_ray.learner.benchmark", *arguments, *["--fused"] * fused]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=SPEED_SECONDS, check=False)
     if done.returncode != 0:
         raise RuntimeError(done.stderr[-500:])
@@ -135,7 +146,7 @@ def speed_rows(found: dict[str, Any]) -> Rows:
     """Of one run of `learner.benchmark`. Raises NotAvailable as it says."""
     if "not_available" in found:
         raise parts.NotAvailable(found["not_available"])
-    label = f"learner forward and backward, Qwen2.5-VL-{found['size'].upper()} shape, bf16, kernel {found['kernel']}"
+    label = f"learner forward and backward, Qwen2.5-VL-{found['size'].upper()} shape, bf16, kernel {found['kernel']}{', fused' * found['fused']}"
     packed, padded = found["packed"], found["padded"]
     made = [
         row(f"{label}: tokens per second, packed", packed["tokens_per_second"], "tokens/s", "padded", padded["tokens_per_second"], SUITE)

@@ -41,8 +41,8 @@ from mmsr_ray.types import Sampling, SealedTokens
 log = logging.getLogger("benchmark")
 
 SUITE = "gpu"
-QUESTIONS, UPDATES = 16, 10
-STEPS, SETTLED = 50, 10  # of the colocated run; growth is counted from the second on
+QUESTIONS, UPDATES = 16, 5
+STEPS, SETTLED = 50, 10  # of the colocated run; growth is counted from the second on, or from half of the steps
 TRANSCRIPTS, TURNS, THUMBNAILS = 4, 3, 2  # of the numerics
 SECONDS = 1800.0
 GIB = 2**30
@@ -99,8 +99,8 @@ def weight_update(config: Config, size: str) -> Rows:
 # ---------------------------------------------------------------------------------------------------- colocated
 
 
-def colocated(config: Config, size: str) -> Rows:
-    """GRPO steps of a runner and a rank that take turns: seconds by part, memory by phase, and what fifty steps leave behind."""
+def colocated(config: Config, size: str, steps: int = STEPS) -> Rows:
+    """GRPO steps of a runner and a rank that take turns: seconds by part, memory by phase, and what `steps` of them leave behind."""
     here = replace(
         config,
         run=replace(config.run, name=f"benchmark-colocated-{os.getpid()}"),
@@ -111,14 +111,15 @@ def colocated(config: Config, size: str) -> Rows:
     algorithm: Any = GRPOConfig.from_config(here).build_algo()
     try:
         resident = []
-        for _ in range(STEPS):
+        for _ in range(steps):
             algorithm.train()
             resident.append(_resident())
         records = [json.loads(line) for line in algorithm.metrics_file.path.read_text().splitlines()]
     finally:
         algorithm.stop()
         del tools
-    return [*step_rows(records[SETTLED:], size), *memory_rows(records, resident, size)]
+    settled = min(SETTLED, steps // 2)
+    return [*step_rows(records[settled:], size), *memory_rows(records, resident, size, settled)]
 
 
 def _resident() -> float:
@@ -147,10 +148,10 @@ def step_rows(records: list[dict[str, Any]], size: str) -> Rows:
     return rows
 
 
-def memory_rows(records: list[dict[str, Any]], resident: list[float], size: str) -> Rows:
+def memory_rows(records: list[dict[str, Any]], resident: list[float], size: str, settled: int = SETTLED) -> Rows:
     """Growth of host memory, and where there is a card, its phases and its growth."""
     label = f"{len(resident)} colocated steps, {_label(size)}"
-    rows = [row(f"host memory of all processes after {label}", resident[-1], "GiB", f"after {SETTLED}", resident[SETTLED - 1], SUITE)]
+    rows = [row(f"host memory of all processes after {label}", resident[-1], "GiB", f"after {settled}", resident[settled - 1], SUITE)]
     phases = sorted({name for record in records for name in record.get("device_gib", {})})
     if not phases:
         return [*rows, {"name": f"memory of a card by phase, {label}", "not_available": "this machine has no GPU"}]
@@ -158,14 +159,14 @@ def memory_rows(records: list[dict[str, Any]], resident: list[float], size: str)
     for name in phases:
         values = [record["device_gib"][name] for record in records if name in record["device_gib"]]
         rows.append(row(f"memory of the card, {name.replace('_', ' ')}, most of {label}", max(values), "GiB", "the card", card, SUITE))
-        if len(values) > SETTLED:
+        if len(values) > settled:
             rows.append(
                 row(
                     f"memory of the card, {name.replace('_', ' ')}, after {label}",
                     values[-1],
                     "GiB",
-                    f"after {SETTLED}",
-                    max(values[SETTLED - 1], NOISE),
+                    f"after {settled}",
+                    max(values[settled - 1], NOISE),
                     SUITE,
                 )
             )

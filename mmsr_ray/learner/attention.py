@@ -27,6 +27,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 DEFAULT = "varlen"
 KERNELS = ("varlen", "varlen_gqa", "flash_attn", "sdpa")
 NAME = "mmsr_flash_{kernel}"
+TAKES_GROUPS = "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
 def attend(
@@ -101,8 +102,8 @@ def _varlen(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu: torch.Tensor,
 def _varlen_gqa(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu: torch.Tensor, longest: int, scale: float | None, causal: bool
 ) -> Any:
-    window = (-1, 0) if causal else (-1, -1)
-    return varlen_attn(q, k, v, cu, cu, longest, longest, scale=scale, window_size=window, enable_gqa=k.shape[1] != q.shape[1])
+    grouped = {"enable_gqa": True} if TAKES_GROUPS and k.shape[1] != q.shape[1] else {}  # torch 2.11 has groups without the word
+    return varlen_attn(q, k, v, cu, cu, longest, longest, scale=scale, window_size=(-1, 0) if causal else (-1, -1), **grouped)
 
 
 def _flash_attn(
@@ -120,8 +121,6 @@ def missing(kernel: str, device: torch.device) -> str:
     """Why a kernel cannot run on a device, in a few words; "" where it can."""
     if kernel != "sdpa" and device.type != "cuda":
         return "needs a GPU"
-    if kernel == "varlen_gqa" and "enable_gqa" not in inspect.signature(varlen_attn).parameters:
-        return f"torch {torch.__version__} repeats keys and values: a later one is needed"
     if kernel == "flash_attn" and find_spec("flash_attn") is None:
         return "the package flash_attn is not installed"
     return ""

@@ -1,6 +1,6 @@
 """Speed of the learner's compute core on one GPU, with torch and transformers alone.
 
-    python -m mmsr_ray.learner.benchmark --size 7b [--kernel varlen] [--micro-batch-tokens 8192] [--plain-layers 28]
+    python -m mmsr_ray.learner.benchmark --size 7b [--kernel varlen] [--micro-batch-tokens 8192] [--plain-layers 28] [--fused]
 
 builds the real Qwen2.5-VL shape with random bfloat16 weights, makes
 rows whose lengths follow the search agent's (one picture; a picture and thumbnails; a picture, thumbnails and text),
@@ -45,7 +45,15 @@ GEOMETRY = VisionGeometry(patch=14, merge=2, temporal_patch=2, mean=CLIP_MEAN, s
 PICTURE_SIDE, THUMBNAIL_SIDE, THUMBNAILS = 896, 224, 5
 
 
-def build(shape: Shape, device: torch.device, *, checkpointing: bool, dtype: torch.dtype = torch.bfloat16, plain_layers: int = 0) -> Policy:
+def build(
+    shape: Shape,
+    device: torch.device,
+    *,
+    checkpointing: bool,
+    dtype: torch.dtype = torch.bfloat16,
+    plain_layers: int = 0,
+    fused: bool = False,
+) -> Policy:
     """Policy of a shape with random weights, made on the device."""
     default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
@@ -54,7 +62,7 @@ def build(shape: Shape, device: torch.device, *, checkpointing: bool, dtype: tor
             hf = Qwen2_5_VLForConditionalGeneration(shape_config(shape, dtype))
     finally:
         torch.set_default_dtype(default)
-    return wrap(hf, gradient_checkpointing=checkpointing, plain_layers=plain_layers)
+    return wrap(hf, gradient_checkpointing=checkpointing, plain_layers=plain_layers, fused=fused)
 
 
 def _picture(side: int, seed: int) -> Picture:
@@ -189,7 +197,7 @@ def _device_name(device: torch.device) -> str:
 
 
 def run(
-    size: str, *, rows: int, tokens: int, passes: int, checkpointing: bool, kernel: str = "sdpa", plain_layers: int = 0
+    size: str, *, rows: int, tokens: int, passes: int, checkpointing: bool, kernel: str = "sdpa", plain_layers: int = 0, fused: bool = False
 ) -> dict[str, Any]:
     """Both layouts of one size; see the module's docstring for what the numbers mean."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -197,7 +205,7 @@ def run(
     if lacking := attention.missing(kernel, device):
         return {"suite": "gpu", "machine": _device_name(device), "size": size, "kernel": kernel, "not_available": lacking}
     torch.manual_seed(0)
-    policy = build(shape, device, checkpointing=checkpointing, plain_layers=plain_layers)
+    policy = build(shape, device, checkpointing=checkpointing, plain_layers=plain_layers, fused=fused)
     attention.use(policy.hf, kernel)
     made = make_rows(rows, shape.vocabulary, scale=8 if size == "tiny" else 1)
     result: dict[str, Any] = {
@@ -207,6 +215,7 @@ def run(
         "transformers": transformers.__version__,
         "kernel": kernel,
         "plain_layers": plain_layers,
+        "fused": fused,
         "size": size,
         "parameters": sum(p.numel() for p in policy.parameters()),
         "rows": rows,
@@ -230,6 +239,7 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=3, help="measured passes over all rows, after one to warm up")
     parser.add_argument("--no-checkpointing", action="store_true")
     parser.add_argument("--plain-layers", type=int, default=0, help="layers that are not checkpointed")
+    parser.add_argument("--fused", action="store_true", help="norms, gates and rotary positions as one kernel each (learner.fused)")
     parser.add_argument("--kernel", choices=attention.KERNELS, help="of attention over packed rows; default: what training takes here")
     a = parser.parse_args()
     result = run(
@@ -240,6 +250,7 @@ def main() -> None:
         checkpointing=not a.no_checkpointing,
         kernel=a.kernel or (attention.DEFAULT if torch.cuda.is_available() else "sdpa"),
         plain_layers=a.plain_layers,
+        fused=a.fused,
     )
     sys.stdout.write(json.dumps(result, indent=1) + "\n")
 

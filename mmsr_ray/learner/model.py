@@ -19,6 +19,7 @@ from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTe
 
 from mmsr_ray.learner import attention
 from mmsr_ray.learner.batch import MicroBatch, TokenIds
+from mmsr_ray.learner.fused import fuse
 
 LOGIT_CHUNK_BYTES = 512 << 20  # of float32 logits alive at once
 BAN = -100.0  # added to the logits of vision tokens, as the engine does when it samples
@@ -138,7 +139,12 @@ def _project_patches(self: nn.Conv3d, patches: torch.Tensor) -> torch.Tensor:
 
 
 def load_policy(
-    path: str | Path, *, dtype: torch.dtype = torch.float32, gradient_checkpointing: bool = False, plain_layers: int = 0
+    path: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    gradient_checkpointing: bool = False,
+    plain_layers: int = 0,
+    fused: bool = False,
 ) -> Policy:
     """Policy from a folder or hub id of a Qwen2.5-VL model, on the CPU, all parameters trainable, no dropout.
 
@@ -149,14 +155,18 @@ def load_policy(
     if config.model_type != "qwen2_5_vl":
         raise ModelError(f"{path} holds a {config.model_type} model: the learner trains qwen2_5_vl")
     hf = Qwen2_5_VLForConditionalGeneration.from_pretrained(path, dtype=dtype, attn_implementation="sdpa")
-    return wrap(hf, gradient_checkpointing=gradient_checkpointing, plain_layers=plain_layers)
+    return wrap(hf, gradient_checkpointing=gradient_checkpointing, plain_layers=plain_layers, fused=fused)
 
 
-def wrap(hf: Qwen2_5_VLForConditionalGeneration, *, gradient_checkpointing: bool = False, plain_layers: int = 0) -> Policy:
-    """Policy around a model that is already in memory. `plain_layers` of the language model are not checkpointed.
+def wrap(
+    hf: Qwen2_5_VLForConditionalGeneration, *, gradient_checkpointing: bool = False, plain_layers: int = 0, fused: bool = False
+) -> Policy:
+    """Policy around a model that is already in memory. `plain_layers` of the language model are not checkpointed. `fused`: see there.
 
     They are the last ones: their activations are the first that the backward pass frees, before earlier layers are computed again.
     """
+    if fused:
+        fuse(hf)
     if gradient_checkpointing:
         hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         layers: list[Any] = list(hf.model.language_model.layers)

@@ -137,6 +137,7 @@ class LearnerRank:
             dtype=self._dtype,
             gradient_checkpointing=learner.gradient_checkpointing,
             plain_layers=learner.plain_layers,
+            fused=learner.fused,
         )
         choose(policy, learner)
         optimizer = torch.optim.AdamW(

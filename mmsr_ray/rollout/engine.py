@@ -304,6 +304,13 @@ def _set_environment(config: Config) -> None:
         os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # `ban.Ban` is written for V1
         if config.rollout.tensor_parallel == 1:
             os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    else:
+        spawn()
+
+
+def spawn() -> None:
+    """Have vLLM start its processes anew: whoever asked about a GPU before cannot fork one that uses it (vLLM sees to it in actors only)."""
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
 
 
 def _bans_by_itself() -> bool:

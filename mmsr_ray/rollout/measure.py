@@ -20,7 +20,7 @@ from ray.actor import ActorHandle
 from mmsr_ray.agent.prompts import PromptSet
 from mmsr_ray.agent.tokens import Transcript
 from mmsr_ray.config import Config
-from mmsr_ray.rollout.engine import load_codec
+from mmsr_ray.rollout.engine import load_codec, spawn
 from mmsr_ray.types import GroupSummary, Sample, Ticket
 
 DEADLINE_SECONDS = 600.0
@@ -65,6 +65,8 @@ def _bare(config: Config, samples: list[Sample], group_size: int, rounds: int, d
     from vllm import LLM, SamplingParams
     from vllm.platforms import current_platform
 
+    if not current_platform.is_cpu():
+        spawn()
     codec, prompts = load_codec(config), PromptSet.load(config.agent.prompts)
     first = prompts.direct if direct else prompts.round_1
     requests = []

@@ -22,7 +22,7 @@ from mmsr_ray.types import Generation, Picture, Sampling
 
 def speed(mfu: float | None) -> dict[str, Any]:
     packed = {"tokens_per_second": 200.0, "mfu": mfu, "peak_memory_gib": None if mfu is None else 40.0}
-    return {"size": "7b", "kernel": "varlen", "packed": packed, "padded": packed | {"tokens_per_second": 100.0}}
+    return {"size": "7b", "kernel": "varlen", "fused": False, "packed": packed, "padded": packed | {"tokens_per_second": 100.0}}
 
 
 def test_speed_has_rows_for_what_was_measured() -> None:
@@ -46,7 +46,7 @@ def test_a_part_that_cannot_run_or_fails_says_why_and_stops_nothing() -> None:
 
 def test_without_a_gpu_a_real_size_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    (row,) = benchmark_gpu.gpu(Config(), "7b")
+    ((row,),) = benchmark_gpu.gpu(Config(), "7b")
     assert "no GPU" in row["not_available"]
 
 
@@ -87,7 +87,8 @@ def test_numerics_stand_beside_what_batching_does() -> None:
 
 def test_the_report_keeps_what_is_not_available_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [*benchmark_gpu.speed_rows(speed(None)), {"name": "NCCL", "not_available": "not built"}]
-    written = json.loads(benchmark.report("gpu", rows, tmp_path).read_text())
+    written = json.loads(benchmark.write("gpu", rows, tmp_path).read_text())
+    benchmark.report(rows)
     assert [row["name"] for row in written["not_available"]] == ["NCCL"] and len(written["rows"]) == 1
     assert {"cpu", "cores"} <= set(written["machine"])
     assert "NCCL: not available: not built" in capsys.readouterr().out
