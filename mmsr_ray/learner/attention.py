@@ -5,9 +5,9 @@ transformers under names that contain "flash", because transformers then hands o
 looping over the pieces in Python itself.
 
 Kernels for the packed layout on a GPU in half precision; all give the same numbers (`use`):
-varlen: torch's flash attention, keys and values repeated for every head. The default, and what was measured on an H100.
-varlen_gqa: the same without the repetition; torch after 2.11. flash_attn: that package's. sdpa: rows of one length at a time,
-which is what everything else (float32, a CPU) runs through. The last three were never run on a GPU.
+varlen: torch's flash attention, keys and values repeated for every head. The default. varlen_gqa: the same without the repetition; on an
+H200 it scored the same to the last bit and was no faster. flash_attn: that package's. sdpa: rows of one length at a time, which is what
+everything else (float32, a CPU) runs through. The last two were never run on a GPU.
 """
 
 from __future__ import annotations
@@ -102,7 +102,9 @@ def _varlen(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu: torch.Tensor,
 def _varlen_gqa(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu: torch.Tensor, longest: int, scale: float | None, causal: bool
 ) -> Any:
-    grouped = {"enable_gqa": True} if TAKES_GROUPS and k.shape[1] != q.shape[1] else {}  # torch 2.11 has groups without the word
+    grouped: dict[str, Any] = (
+        {"enable_gqa": True} if TAKES_GROUPS and k.shape[1] != q.shape[1] else {}
+    )  # torch 2.11 has groups without the word
     return varlen_attn(q, k, v, cu, cu, longest, longest, scale=scale, window_size=(-1, 0) if causal else (-1, -1), **grouped)
 
 

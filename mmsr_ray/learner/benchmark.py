@@ -43,6 +43,7 @@ PEAK_BF16 = {"H100": 989.4e12, "H200": 989.4e12, "A100": 312e12}  # dense, by NV
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 GEOMETRY = VisionGeometry(patch=14, merge=2, temporal_patch=2, mean=CLIP_MEAN, std=CLIP_STD, rescale=1 / 255)
 PICTURE_SIDE, THUMBNAIL_SIDE, THUMBNAILS = 896, 224, 5
+GROUP = 8  # rows of one question, which share their pictures
 
 
 def build(
@@ -72,7 +73,7 @@ def _picture(side: int, seed: int) -> Picture:
     return Picture(buffer.getvalue(), hashlib.sha256(buffer.getvalue()).hexdigest())
 
 
-def make_rows(count: int, vocabulary: int, *, group: int = 8, scale: int = 1, seed: int = 0) -> list[Row]:
+def make_rows(count: int, vocabulary: int, *, group: int = GROUP, scale: int = 1, seed: int = 0) -> list[Row]:
     """Rows as the agent makes them: a third answer at once, a third search images, a third go on to text.
 
     A group of `group` rows shares its picture and thumbnails. `scale` divides picture sides and text lengths.
@@ -108,10 +109,10 @@ def make_row(rng: np.random.Generator, pictures: list[tuple[int, int]], text: in
     return Row(tokens, 1.0)
 
 
-def items_of(rows: list[Row]) -> list[Item]:
-    """Each row as a group of its own."""
+def items_of(rows: list[Row], group: int = GROUP) -> list[Item]:
+    """Items whose `trajectory` is the row's number; `group` rows in a row are a group."""
     return [
-        Item(i, 0, 1.0, row.tokens.length, int(row.tokens.loss_mask.sum()), len(row.tokens.pictures), row.tokens.patches)
+        Item(i // group, i, 1.0, row.tokens.length, int(row.tokens.loss_mask.sum()), len(row.tokens.pictures), row.tokens.patches)
         for i, row in enumerate(rows)
     ]
 
@@ -146,7 +147,7 @@ def measure(
     plan = plan_update(items_of(rows), world_size=1, micro_batch_tokens=tokens, packing=packing, loss="sft")
     mini = plan.minibatches[0]
     cache = PatchCache(GEOMETRY, max_bytes=4 << 30)
-    batches = [collate_portion(portion, lambda item: rows[item.group], policy, cache) for portion in mini.ranks[0]]
+    batches = [collate_portion(portion, lambda item: rows[item.trajectory], policy, cache) for portion in mini.ranks[0]]
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     seconds = [_timed_pass(policy, rows, mini, cache, device) for _ in range(passes + 1)][1:]
@@ -181,7 +182,7 @@ def timed_portions(policy: Policy, rows: list[Row], mini: MiniBatch, cache: Patc
 def _timed(policy: Policy, rows: list[Row], portion: Portion, mini: MiniBatch, cache: PatchCache, device: torch.device) -> float:
     _synchronise(device)
     began = time.perf_counter()
-    batch = collate_portion(portion, lambda item: rows[item.group], policy, cache).to(device)
+    batch = collate_portion(portion, lambda item: rows[item.trajectory], policy, cache).to(device)
     contribution(policy, batch, mini, objective=None, temperature=1.0).loss.backward()
     _synchronise(device)
     return time.perf_counter() - began

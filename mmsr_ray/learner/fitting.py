@@ -79,6 +79,7 @@ def advice(tokens: int, learner: LearnerConfig) -> str:
     """What to do when a micro-batch of `tokens` does not fit: the settings that still can help, cheapest first."""
     steps = [
         (not learner.gradient_checkpointing, "learner.gradient_checkpointing=true"),
+        (not learner.fused, "learner.fused=true"),
         (learner.plain_layers > 0, "learner.plain_layers=0"),
         (learner.reference == "device" and learner.lora.rank == 0, "learner.reference=host"),
         (learner.offload == "none", "learner.offload=optimizer (with learner.zero_stage=3: all)"),

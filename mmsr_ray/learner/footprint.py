@@ -12,6 +12,7 @@ from typing import Any
 
 LOGIT_TENSORS = 6  # of a chunk's size in float32: logits (twice in half precision), log-probs, two gradients, entropy's product
 HALF = 2  # bytes of bfloat16
+ALIGNED = 8  # elements: what `fused` widens the tower's gates to
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,20 +97,40 @@ class Footprint:
 
     # ------------------------------------------------------------------------------------------------ activations
 
-    def layer_bytes(self, itemsize: int = HALF, *, repeated: bool = False) -> int:
+    def layer_bytes(self, itemsize: int = HALF, *, repeated: bool = False, fused: bool = False) -> int:
         """A text token keeps so much of one layer for its backward pass. `repeated`: keys and values for every head, as packed on a GPU.
 
-        Norms compute in float32 whatever the dtype: half of the first term.
+        Norms compute in float32 whatever the dtype and keep it: half of the first term. `fused` ones keep their input alone,
+        and a gate its two factors and their product.
         """
         keys = 2 * (self.hidden if repeated else self.kv_width)
-        return itemsize * (4 * self.intermediate + 6 * self.hidden + keys) + 8 * self.hidden + 4 * self.heads + 8
+        inner, wide = (3, 0) if fused else (4, 8)
+        return itemsize * (inner * self.intermediate + 6 * self.hidden + keys) + wide * self.hidden + 4 * self.heads + 8
 
-    def block_bytes(self, itemsize: int = HALF) -> int:
+    def block_bytes(self, itemsize: int = HALF, *, fused: bool = False) -> int:
         """A patch keeps so much of one block of the vision tower."""
-        return itemsize * (4 * self.vision_intermediate + 8 * self.width) + 12 * self.width + 4 * self.vision_heads + 8
+        inner, wide = (3, 4) if fused else (4, 12)
+        return itemsize * (inner * self._tower_inner(fused) + 8 * self.width) + wide * self.width + 4 * self.vision_heads + 8
+
+    def widened_bytes(self, itemsize: int = HALF, *, fused: bool = False) -> int:
+        """A block keeps so much whatever its patches: the copies of its weights that `fused` fills up with zeros."""
+        inner = self._tower_inner(fused)
+        return itemsize * 3 * self.width * inner if inner != self.vision_intermediate else 0
+
+    def _tower_inner(self, fused: bool) -> int:
+        return self.vision_intermediate + (-self.vision_intermediate % ALIGNED if fused else 0)
 
     def activations(
-        self, tokens: int, patches: int, sampled: int, *, itemsize: int = HALF, checkpointing: bool, plain_layers: int = 0, chunk: int
+        self,
+        tokens: int,
+        patches: int,
+        sampled: int,
+        *,
+        itemsize: int = HALF,
+        checkpointing: bool,
+        plain_layers: int = 0,
+        fused: bool = False,
+        chunk: int,
     ) -> int:
         """Peak of forward and backward of a micro-batch beside weights and gradients.
 
@@ -117,10 +138,11 @@ class Footprint:
         gradients are three tensors of the inner width and four of the outer. `plain_layers` are not checkpointed.
         `chunk`: bytes of float32 logits that are alive at once.
         """
-        layer, block = self.layer_bytes(itemsize, repeated=True), self.block_bytes(itemsize)
+        layer, block = self.layer_bytes(itemsize, repeated=True, fused=fused), self.block_bytes(itemsize, fused=fused)
         plain = min(plain_layers, self.layers) if checkpointing else self.layers
         held = tokens * (plain * layer + (self.layers - plain) * itemsize * self.hidden)
         held += patches * self.depth * (itemsize * self.width if checkpointing else block) + 4 * patches * self.patch_values
+        held += self.widened_bytes(itemsize, fused=fused) * (1 if checkpointing else self.depth)
         inner = tokens * (layer * (plain < self.layers) + itemsize * (3 * self.intermediate + 4 * self.hidden))
         tower = patches * (block * checkpointing + itemsize * (3 * self.vision_intermediate + 4 * self.width))
         logits = LOGIT_TENSORS * min(chunk, 4 * sampled * self.vocabulary) + itemsize * self.vocabulary * self.hidden

@@ -16,8 +16,9 @@ from torch.nn.functional import linear, pad, silu
 from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as modeling
 
+from mmsr_ray.learner.footprint import ALIGNED  # half-precision elements that fast kernels load at once: 16 bytes
+
 NORMS, GATES = (modeling.Qwen2_5_VLRMSNorm,), (modeling.Qwen2MLP, modeling.Qwen2_5_VLMLP)
-ALIGNED = 8  # elements of half precision: 16 bytes, what the fast kernels load at once
 ROTATIONS = ("apply_rotary_pos_emb", "apply_rotary_pos_emb_vision")  # functions of the module, called by its attention classes
 
 
@@ -62,7 +63,8 @@ def _widen(mlp: Any) -> None:
 
 def fuse(model: Qwen2_5_VLForConditionalGeneration) -> None:
     """Have a Qwen2.5-VL compute so from now on. Weights, their names and hooks on modules stay; rotations change in the whole process."""
-    for tower in (model.config.text_config, model.config.vision_config):
+    config: Any = model.config
+    for tower in (config.text_config, config.vision_config):
         if tower.hidden_act != "silu":
             raise ValueError(f"a gate with {tower.hidden_act} cannot be fused: only SiLU is written here")
     for module in model.modules():

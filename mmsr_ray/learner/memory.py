@@ -53,6 +53,8 @@ def _remedy(p: Plan) -> str:
     changes: list[tuple[str, Any]] = []
     if not c.gradient_checkpointing:
         changes.append(("learner.gradient_checkpointing=true", replace(c, gradient_checkpointing=True)))
+    if not c.fused:
+        changes.append(("learner.fused=true", replace(c, fused=True)))
     if c.plain_layers:
         changes.append(("learner.plain_layers=0", replace(c, plain_layers=0)))
     if c.micro_batch_tokens > p.config.agent.max_total_tokens:

@@ -151,7 +151,12 @@ def _activations(config: Config, model: Footprint) -> tuple[int, int]:
     itemsize = _itemsize(config)
     peaks = [
         model.activations(
-            *kind, itemsize=itemsize, checkpointing=c.gradient_checkpointing, plain_layers=c.plain_layers, chunk=LOGIT_CHUNK_BYTES
+            *kind,
+            itemsize=itemsize,
+            checkpointing=c.gradient_checkpointing,
+            plain_layers=c.plain_layers,
+            fused=c.fused,
+            chunk=LOGIT_CHUNK_BYTES,
         )
         for kind in kinds
     ]

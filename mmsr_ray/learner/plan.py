@@ -90,7 +90,9 @@ def plan_update(
 
     Groups stay whole within a mini-batch, in their order (the original's mini-batch counts prompts). Inside, items go
     to the rank with the least work, dearest first, and each rank's list is cut along its length order, so that
-    rows of one micro-batch are of similar length. A micro-batch exceeds `micro_batch_tokens` only when a single row
+    rows of one micro-batch are of similar length. Where all rows are packed their lengths do not matter: there a group
+    stays together as far as ranks remain balanced, for its rows share pictures, and a micro-batch computes each of its
+    pictures once. A micro-batch exceeds `micro_batch_tokens` only when a single row
     does. Items with no sampled token are left out: they have no gradient. Without any other item there is no mini-batch.
 
     Args:
@@ -119,8 +121,10 @@ def row_cost(item: Item, model: CostModel) -> float:
 
 
 def _minibatch(items: list[Item], world_size: int, budget: int, packing: str, cost: CostModel) -> MiniBatch:
-    shares = _balance(items, world_size, cost)
-    cuts = [_cut(share, budget, packing) for share in shares]
+    if packing == "always":
+        cuts = [_gather(share, budget) for share in _balance_groups(items, world_size, cost)]
+    else:
+        cuts = [_cut(share, budget, packing) for share in _balance([[item] for item in items], world_size, cost)]
     count = max(len(cut) for cut in cuts)
     cuts = [_stretch(cut, count) for cut in cuts]
     made = [[Portion(tuple(rows), _pack(rows, packing)) for rows in cut] for cut in cuts]
@@ -132,15 +136,47 @@ def _order(item: Item) -> tuple[int, int, int]:
     return (-item.length, item.group, item.trajectory)
 
 
-def _balance(items: list[Item], world_size: int, cost: CostModel) -> list[list[Item]]:
-    """Dearest first, each to the rank with the least work; on a tie, with the fewest items. Each share by falling length."""
+def _work(rows: Sequence[Item], cost: CostModel) -> float:
+    return sum(row_cost(item, cost) for item in rows)
+
+
+def _balance(units: list[list[Item]], world_size: int, cost: CostModel) -> list[list[Item]]:
+    """Dearest unit first, each to the rank with the least work; on a tie, with the fewest items. Each share by falling length."""
     heap = [(0.0, 0, rank) for rank in range(world_size)]
     shares: list[list[Item]] = [[] for _ in range(world_size)]
-    for item in sorted(items, key=lambda item: (-row_cost(item, cost), *_order(item))):
+    for unit in sorted(units, key=lambda unit: (-_work(unit, cost), *_order(unit[0]))):
         work, count, rank = heapq.heappop(heap)
-        shares[rank].append(item)
-        heapq.heappush(heap, (work + row_cost(item, cost), count + 1, rank))
+        shares[rank] += unit
+        heapq.heappush(heap, (work + _work(unit, cost), count + len(unit), rank))
     return [sorted(share, key=_order) for share in shares]
+
+
+def _balance_groups(items: list[Item], world_size: int, cost: CostModel) -> list[list[Item]]:
+    """Whole groups, or halves, quarters ... of them: the largest pieces with which ranks differ by no more than the dearest row."""
+    groups: dict[int, list[Item]] = {}
+    for item in sorted(items, key=_order):
+        groups.setdefault(item.group, []).append(item)
+    dearest = max(row_cost(item, cost) for item in items)
+    pieces = 1
+    while True:
+        units = [unit for rows in groups.values() for piece in range(pieces) if (unit := rows[piece::pieces])]
+        shares = _balance(units, world_size, cost)
+        loads = [_work(share, cost) for share in shares]
+        if max(loads) - min(loads) <= dearest or len(units) == len(items):
+            return shares
+        pieces *= 2
+
+
+def _gather(share: list[Item], budget: int) -> list[list[Item]]:
+    """Packed rows into runs within the budget: each joins a run that has room, one of its group if there is one."""
+    runs: list[list[Item]] = []
+    for item in sorted(share, key=lambda item: (item.group, *_order(item))):
+        room = [run for run in runs if sum(row.length for row in run) + item.length <= budget]
+        if not room:
+            runs.append([item])
+            continue
+        max(room, key=lambda run: sum(row.group == item.group for row in run)).append(item)
+    return runs
 
 
 def _cut(share: list[Item], budget: int, packing: str) -> list[list[Item]]:

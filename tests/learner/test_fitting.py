@@ -68,7 +68,7 @@ def test_ranks_of_one_place_share_what_is_free() -> None:
 
 def test_advice_names_what_is_still_open() -> None:
     assert "gradient_checkpointing=true" in advice(320, LearnerConfig())
-    spent = LearnerConfig(gradient_checkpointing=True, offload="all", zero_stage=3, lora=LoRAConfig(rank=8))
+    spent = LearnerConfig(gradient_checkpointing=True, fused=True, offload="all", zero_stage=3, lora=LoRAConfig(rank=8))
     said = advice(12_288, spent)
     assert said.endswith("set, in this order, more ranks (learner.world_size) or a lower agent.max_total_tokens")
     assert "12288 tokens" in said

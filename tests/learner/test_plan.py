@@ -48,6 +48,22 @@ def test_rows_of_a_micro_batch_are_of_like_length() -> None:
     assert lengths == [[97, 98, 99, 100], [9, 10, 11, 12]]
 
 
+def test_packed_rows_of_a_group_stay_together_as_far_as_ranks_remain_balanced() -> None:
+    """Rows of a group share their pictures, and the vision tower computes a picture once in a micro-batch."""
+    lengths = [100, 60, 40, 30] * 8
+
+    def groups_in(packing: str, world_size: int) -> list[int]:
+        plan = plan_update(make_items(lengths), world_size=world_size, micro_batch_tokens=240, packing=packing)
+        return [len({item.group for item in portion.items}) for rank in plan.minibatches[0].ranks for portion in rank]
+
+    assert groups_in("always", 1) == [1] * 8
+    assert groups_in("always", 4) == [1] * 8
+    assert max(groups_in("never", 1)) > 1
+    # one group for three ranks: whole it would leave two of them idle
+    lone = plan_update(make_items(lengths[:4]), world_size=3, micro_batch_tokens=240, packing="always").minibatches[0]
+    assert sorted(sum(item.length for portion in rank for item in portion.items) for rank in lone.ranks) == [60, 70, 100]
+
+
 def test_groups_of_a_rank() -> None:
     plan = plan_update(make_items([10] * 8, group_size=1), world_size=2, micro_batch_tokens=1000)
     assert sorted(plan.groups_of(0) + plan.groups_of(1)) == list(range(8))
