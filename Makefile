@@ -35,8 +35,9 @@ fvqa: setup
 serve: setup
 	@$(VENV)/python jobs/submit.py -- python jobs/serve.py --config $(SERVING) run.dir=$(CURDIR)/runs $(ARGS)
 
+# Byte code is kept, and tests/starting is what every process starts with: what the tests cost is mostly starts of processes.
 test: lint
-	@OMP_NUM_THREADS=1 $(VENV)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	@PYTHONDONTWRITEBYTECODE= PYTHONPATH=$(CURDIR)/tests/starting$${PYTHONPATH:+:$$PYTHONPATH} OMP_NUM_THREADS=1 $(VENV)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 lint: setup
 	@$(VENV)/ruff check --quiet .

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from jinja2.exceptions import TemplateError
-from transformers.utils.hub import cached_file
 
 _USER, _REPLY, _NEXT = "Quser1Q", "Qreply2Q", "Qnext3Q"
 
@@ -48,6 +47,8 @@ class TemplateGlue:
 
 def find_template(tokenizer: Any, model_path: str) -> str:
     """The chat template that knows pictures: the tokenizer's, else the processor's file beside it. Raises CodecError."""
+    from transformers.utils.hub import cached_file  # where a template is looked for, the tokenizer has brought transformers already
+
     candidates = [tokenizer.chat_template] if isinstance(tokenizer.chat_template, str) else []
     for name in ("chat_template.jinja", "chat_template.json"):
         found = cached_file(model_path, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False)

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from transformers import AutoConfig, AutoTokenizer
 
 from mmsr_ray.agent.grammar import neutralise
 from mmsr_ray.agent.pictures import Geometry, PictureLimits, Pictures
@@ -73,6 +72,8 @@ class Codec:
         limits: PictureLimits | None = None,
     ) -> Codec:
         """From a model folder or hub id. Areas in pixels. Raises CodecError where something a Qwen2.5-VL needs is missing."""
+        from transformers import AutoConfig, AutoTokenizer  # seconds to import, and whoever only handles a Codec's kind need not
+
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(model_path))
             config = AutoConfig.from_pretrained(str(model_path))

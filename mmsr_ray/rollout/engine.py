@@ -146,9 +146,9 @@ class VLLMEngine:
             raise EngineDead("the engine's process died")
 
     def stop(self) -> None:
-        """End the engine's processes. Idempotent."""
+        """End the engine's processes, at once: left to itself vLLM takes its heap apart first, seconds of a CPU. Idempotent."""
         if self._llm is not None:
-            self._llm.shutdown()
+            self._llm.shutdown(timeout=0)
             self._llm = None
 
     def _running(self) -> AsyncLLM:
