@@ -37,7 +37,7 @@ serve: setup
 
 # Byte code is kept, and tests/starting is what every process starts with: what the tests cost is mostly starts of processes.
 test: lint
-	@PYTHONDONTWRITEBYTECODE= PYTHONPATH=$(CURDIR)/tests/starting$${PYTHONPATH:+:$$PYTHONPATH} OMP_NUM_THREADS=1 $(VENV)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	@PYTHONDONTWRITEBYTECODE= PYTHONPATH=$(CURDIR)/tests/starting$${PYTHONPATH:+:$$PYTHONPATH} OMP_NUM_THREADS=1 $(VENV)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: setup
 	@$(VENV)/ruff check --quiet .

@@ -23,6 +23,7 @@ from ray.experimental import get_object_locations
 from mmsr_ray.algorithms.advantages import carries_signal
 from mmsr_ray.algorithms.feed import Feed, FeedError
 from mmsr_ray.algorithms.ledger import Entry, Ledger
+from mmsr_ray.algorithms.liveness import Head
 from mmsr_ray.algorithms.runners import RunnerGroup
 from mmsr_ray.config import Config
 from mmsr_ray.learner.objective import filters_groups
@@ -69,6 +70,7 @@ class Sampler:
         self._ledger = ledger
         self._filters = filters_groups(config.grpo.filter_groups, config.grpo.loss)
         self._tend = tend
+        self._head: Head | None = None  # asked for the first batch
         self._flights: dict[ObjectRef, _Flight] = {}
         self.filtered_in_step = 0
         self.infra_errors = 0  # trajectories lost to infrastructure since `reset_step`
@@ -242,8 +244,15 @@ class Sampler:
                 alive.discard(flight.runner)
 
     def _requeue_vanished(self, batch: list[Entry]) -> bool:
-        """Groups that were ready on a node that is gone: their prompts come again. False when all of the batch is there."""
-        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]} | {SPILLED}
+        """Groups that were ready on a node that is gone: their prompts come again. False when all of the batch is there.
+
+        While the head of Ray is away nobody knows of a lost node: the learner will miss the group.
+        """
+        self._head = self._head or Head()
+        living = self._head.living_nodes()
+        if living is None:
+            return False
+        alive = living | {SPILLED}
         nodes = _nodes([entry.result.group for entry in batch])
         gone = [entry for entry, at in zip(batch, nodes, strict=True) if entry.result.stored and not at & alive]
         for entry in gone:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import ray
 from PIL import Image
 
 from mmsr_ray.config import Config, ProviderConfig, load
@@ -29,13 +27,6 @@ def picture(number: int) -> bytes:
 
 def samples() -> list[Sample]:
     return [Sample(f"q{i:02d}", f"What is the name of entity {i}?", picture(i), (f"name {i}",), need=Need.IMAGE) for i in range(QUESTIONS)]
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    ray.init(num_cpus=4, include_dashboard=False, object_store_memory=400 << 20, namespace="mmsr", logging_level=logging.WARNING)
-    yield
-    ray.shutdown()
 
 
 def run_config(model: Path, folder: Path) -> Config:

@@ -28,12 +28,11 @@ SECONDS = 120.0  # of any wait here; a few on a quiet machine
 GROUPS = 4
 
 
-@pytest.fixture(params=[(1, 10.0)])
-def autoscaled(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A Ray whose head has one CPU and whose autoscaler may add so many nodes of one CPU, and removes those idle for so many minutes."""
-    most, idle_minutes = request.param
+@pytest.fixture(scope="module")
+def autoscaled() -> Iterator[None]:
+    """A Ray whose head has one CPU and whose autoscaler may add two nodes of one CPU, and removes those idle for three seconds."""
     with tempfile.TemporaryDirectory(prefix="el", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        cluster = QuietAutoscalingCluster(Path(folder), max_workers=most, idle_minutes=idle_minutes)
+        cluster = QuietAutoscalingCluster(Path(folder), max_workers=2, idle_minutes=0.05)
         try:
             cluster.start()
             ray.init(cluster.address, namespace="mmsr", log_to_driver=False)
@@ -90,7 +89,6 @@ class Run:
         return set(Counter(self.trained).values()) == {1} and handed == set(self.uids[: len(handed)])
 
 
-@pytest.mark.parametrize("autoscaled", [(2, 0.05)], indirect=True)
 def test_work_grows_the_fleet_and_idleness_shrinks_it_while_training_goes_on(autoscaled: None, tmp_path: Path) -> None:
     config = plain_config()
     config.rollout.num_runners, config.rollout.cpus_per_runner = 1, 1.0
@@ -125,8 +123,7 @@ def test_a_runner_joins_with_its_node_and_leaves_with_it(autoscaled: None, tmp_p
     runners.wait_until_up()
     # every batch has a late group, so that others are ready on their runner's node when that is lost
     run = Run(runners, [f"{'late' if i % GROUPS == 0 else 'big'}-{i}" for i in range(4000)], tmp_path)
-    run.step()
-    assert nodes() == 1
+    run.steps_until(lambda: nodes() == 1)  # those of the test before are gone
 
     runners.grow(1)
     began = time.monotonic()

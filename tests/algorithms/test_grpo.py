@@ -31,14 +31,14 @@ pytestmark = pytest.mark.heavy
 
 
 def kill_with_groups_in_flight(algorithm: GRPO, runner: int) -> threading.Thread:
-    """Kill a runner as soon as a group was sent to it (a group takes it a second or so)."""
+    """Kill a runner's engine, upon which the runner exits, as soon as a group was sent to it (a group takes it a second or so)."""
 
     def watch() -> None:
         while not any(
             flight.runner == runner and time.monotonic() - flight.since < 0.1 for flight in [*algorithm.sampler._flights.values()]
         ):
             time.sleep(0.001)
-        ray.kill(algorithm.parts.runners.actor(runner), no_restart=False)
+        algorithm.parts.runners.actor(runner).apply.remote(kill_engine)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -97,7 +97,6 @@ def test_whatever_dies_or_is_damaged_every_prompt_is_trained_once(
     ray.kill(algorithm.parts.learners.ranks[1])
     algorithm.train()  # step 3 again
     kill_tools(config)
-    algorithm.parts.runners.actor(2).apply.remote(kill_engine)
     algorithm.train()
     algorithm.stop()
     assert "is cut short: learner/" in caplog.text

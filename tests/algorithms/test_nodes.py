@@ -1,4 +1,4 @@
-"""A whole node lost under the real parts: a runner, its engine and a learner rank at once, and whatever Ray had put there."""
+"""A whole node lost: a runner and a learner rank at once, and whatever Ray had put there. All is real but the engines (`Unhurried`)."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from mmsr_ray.config import Config
 from mmsr_ray.tools.actor import start_tools
 from tests.algorithms.autoscaling import QUICK
 from tests.algorithms.conftest import lines, run_config, trained
+from tests.algorithms.searcher import Unhurried
 
 pytestmark = pytest.mark.heavy
 
@@ -50,7 +51,9 @@ def start_trial(config: Config) -> Any:
     assert group.wait(60)
     place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0, placement_group_capture_child_tasks=True)
     return (
-        ray.remote(GRPO).options(num_cpus=config.grpo.driver_cpus, scheduling_strategy=place).remote(config=GRPOConfig.from_config(config))
+        ray.remote(GRPO)
+        .options(num_cpus=config.grpo.driver_cpus, scheduling_strategy=place)
+        .remote(config=GRPOConfig.from_config(config).env_runners(env_runner_cls=Unhurried))
     )
 
 

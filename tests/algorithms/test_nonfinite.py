@@ -15,6 +15,7 @@ from mmsr_ray.algorithms.grpo import GRPO
 from mmsr_ray.algorithms.grpo_config import GRPOConfig
 from mmsr_ray.config import Config
 from mmsr_ray.types import Group, Outcome, Reward, Sample, SealedTokens, Trajectory
+from tests.algorithms.searcher import Answerer
 from tests.learner.conftest import make_row
 
 
@@ -67,9 +68,10 @@ def test_the_third_in_a_row_keeps_the_batch(cluster: None, tmp_path: Path) -> No
 @pytest.mark.heavy
 def test_a_run_whose_losses_are_not_finite_stops(config: Config, tmp_path: Path) -> None:
     """The real learner with an infinite step size in its loss: 1e38 * anything overflows."""
+    config.rollout.num_runners, config.learner.world_size = 1, 1
     config.grpo.loss.entropy_coef = 3e38
     config.grpo.minibatches = 3
-    algorithm = GRPOConfig.from_config(config).build_algo()
+    algorithm = GRPOConfig.from_config(config).env_runners(env_runner_cls=Answerer).build_algo()
     assert isinstance(algorithm, GRPO)
     result = algorithm.train()
     assert result["stopped"] == 1.0, "what ends a Tune trial without starting it again"

@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
 
+from mmsr_ray.algorithms import liveness
 from mmsr_ray.algorithms.feed import Feed
 from mmsr_ray.algorithms.grpo_config import GRPOConfig
 from mmsr_ray.algorithms.ledger import Ledger
@@ -115,6 +117,21 @@ def test_a_feeder_that_dies_is_replaced_and_every_prompt_comes_once(sampler: Cal
         seen += [entry.ticket.uid for entry in batch]
     assert sorted(seen) == sorted(f"plain-{i}" for i in range(12))
     assert made._ledger.reset_counts()["given_up"] == 0
+
+
+def test_a_batch_does_not_wait_for_a_head_that_does_not_answer(
+    sampler: Callable[..., Sampler], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(liveness, "HEAD_SECONDS", 0.5)
+    made = sampler([f"plain-{i}" for i in range(4)], 2)
+    made._ledger.trained(made.collect(time.monotonic() + 60))
+    (head,) = [process for process in psutil.Process().children(recursive=True) if process.name() == "gcs_server"]
+    head.suspend()
+    try:
+        assert collect(made, seconds=20) == ["plain-2", "plain-3"]
+    finally:
+        head.resume()
+    assert "the head of Ray does not answer" in caplog.text
 
 
 @pytest.mark.parametrize("staleness", [0, 2])

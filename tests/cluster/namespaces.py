@@ -1,7 +1,8 @@
 """Machines that are none: network namespaces of this one, each with an address of its own, on one switch.
 
 What a network does can be done here for real: a node's packets vanish (`cut`) while everything on it goes on, and come
-through again (`heal`). The file system is shared, as a volume that all nodes mount would be. The switch is a bridge in a
+through again (`heal`). The file system is shared, as a volume that all nodes mount would be, but each start of Ray has a temporary
+folder of its own, as it has in a new pod. The switch is a bridge in a
 namespace of its own, so nothing of the machine's own network changes, and two of these do not meet.
 
 Invariant: `close` ends every process in the namespaces and removes them, whatever happened before; so does the death of this process.
@@ -9,6 +10,7 @@ Invariant: `close` ends every process in the namespaces and removes them, whatev
 
 from __future__ import annotations
 
+import itertools
 import os
 import secrets
 import shutil
@@ -53,6 +55,7 @@ class Machine:
         self.name, self.address = f"{lan}-{number}", f"{NETWORK}.{10 + number}"
         self._lan, self._port, self.folder = lan, f"p{number}", folder
         self._environment = {**os.environ, **environment}
+        self._starts = itertools.count(1)
         _run("ip", "netns", "add", self.name)
         _run("ip", "link", "add", "eth0", "netns", self.name, "type", "veth", "peer", "name", self._port, "netns", lan)
         _run("ip", "-n", lan, "link", "set", self._port, "master", "switch", "up")
@@ -95,8 +98,10 @@ class Machine:
 
     # ------------------------------------------------------------------------------------------------ Ray
 
-    def ray_head(self, *, cpus: int, **options: Any) -> subprocess.Popen[bytes]:
-        return self._ray(["--head", f"--port={PORT}", f"--temp-dir={self.folder}/ray", "--include-dashboard=false"], cpus, options)
+    def ray_head(self, *, cpus: int, redis: str = "", **options: Any) -> subprocess.Popen[bytes]:
+        """One that finds in `redis` (an address) what the head before it left there; "" for one that remembers nothing."""
+        keeps = {"RAY_REDIS_ADDRESS": redis} if redis else {}
+        return self._ray(["--head", f"--port={PORT}", "--include-dashboard=false"], cpus, options, **keeps)
 
     def ray_node(self, head: Machine, *, cpus: int, **options: Any) -> subprocess.Popen[bytes]:
         """Join the head's cluster, once that is there, and again whenever Ray has ended here."""
@@ -112,12 +117,21 @@ class Machine:
     def ray_address(self) -> str:
         return f"{self.address}:{PORT}"
 
-    def _ray(self, role: list[str], cpus: int, options: Mapping[str, Any], under: Sequence[str] = ()) -> subprocess.Popen[bytes]:
+    def _ray(
+        self, role: list[str], cpus: int, options: Mapping[str, Any], under: Sequence[str] = (), **environment: str
+    ) -> subprocess.Popen[bytes]:
+        temporary = self.folder / f"{self.name[-1]}.{next(self._starts)}"  # short: sockets lie in it
         common = [f"--node-ip-address={self.address}", f"--num-cpus={cpus}", f"--object-store-memory={STORE_BYTES}"]
+        common += [f"--temp-dir={temporary}"]
         common += ["--disable-usage-stats", "--block", *(f"--{name.replace('_', '-')}={value}" for name, value in options.items())]
-        return self.popen(
-            [*under, RAY, "start", *role, *common], log=f"{self.name}.log", RAY_raylet_start_wait_time_s=f"{START_SECONDS:.0f}"
-        )
+        environment["RAY_raylet_start_wait_time_s"] = f"{START_SECONDS:.0f}"
+        return self.popen([*under, RAY, "start", *role, *common], log=f"{self.name}.log", **environment)
+
+    def redis(self) -> str:
+        """Start one here, with nothing on disk; its address."""
+        command = ["redis-server", "--bind", self.address, "--port", str(PORT), "--protected-mode", "no", "--save", ""]
+        self.popen(command, log=f"{self.name}.log")
+        return f"{self.address}:{PORT}"
 
     # ------------------------------------------------------------------------------------------------ the network
 

@@ -1,4 +1,4 @@
-"""Training over machines with addresses of their own: one is cut off from the others, comes back, and dies.
+"""Training over machines with addresses of their own: one is cut off from the others, comes back, and dies; the head dies and comes back.
 
 A cut is not a death. No connection is closed and nothing on the machine ends: the Algorithm there goes on, and reaches the
 run folder, while Tune starts another on a machine that it can reach. What is trained must be what one of them says.
@@ -7,6 +7,7 @@ run folder, while Tune starts another on a machine that it can reach. What is tr
 from __future__ import annotations
 
 import math
+import shutil
 import sys
 import time
 from collections import Counter
@@ -31,6 +32,7 @@ SECONDS = 300.0  # of any wait here; 40 at most on a quiet machine
 GROUPS = 3  # a step
 EACH = 2  # CPUs of a worker, of which a rank takes RANK and a runner RUNNER: a trial needs two workers, its ranks lie on both
 RANK, RUNNER = 1.5, 0.5
+AWAY_SECONDS = 20.0  # of a head that is made anew
 
 pytestmark = [pytest.mark.heavy, pytest.mark.long, pytest.mark.skipif(bool(missing()), reason=missing())]
 
@@ -59,15 +61,15 @@ def atlas_config(model: Path, folder: Path) -> Config:
 
 
 class Job:
-    """A submission from the head, seen through its run folder."""
+    """A submission from the machine `at`, seen through its run folder."""
 
-    def __init__(self, config: Config, head: Machine) -> None:
+    def __init__(self, config: Config, head: Machine, at: Machine) -> None:
         file = Path(config.run.dir) / "config.yaml"
         file.write_text(to_yaml(config))
         self.folder = Path(config.run.dir, config.run.name)
-        self._log = head.folder / "job.log"
+        self._log = at.folder / "job.log"
         command = [sys.executable, "-m", "tests.cluster.train", str(file)]
-        self._process = head.popen(command, log=self._log.name, RAY_ADDRESS=head.ray_address)
+        self._process = at.popen(command, log=self._log.name, RAY_ADDRESS=head.ray_address)
 
     def records(self) -> list[dict]:
         return lines(self.folder) if (self.folder / "metrics.jsonl").is_file() else []
@@ -92,15 +94,20 @@ class Job:
         self.wait(what, lambda: self.step() >= wanted)
 
 
-def runs(machine: Machine, what: str) -> bool:
-    """Does a process on the machine bear this name?"""
+def processes(machine: Machine, what: str) -> list[psutil.Process]:
+    """Those on the machine that bear this name."""
+    found = []
     for pid in machine.pids():
         try:
-            if what in " ".join(psutil.Process(pid).cmdline()):
-                return True
+            if what in " ".join((process := psutil.Process(pid)).cmdline()):
+                found.append(process)
         except psutil.NoSuchProcess:
             continue
-    return False
+    return found
+
+
+def runs(machine: Machine, what: str) -> bool:
+    return bool(processes(machine, what))
 
 
 def _wait_for(workers: list[Machine]) -> None:
@@ -117,7 +124,7 @@ def test_a_machine_that_is_cut_off_comes_back_and_dies_costs_no_prompt(lan: Lan,
     for worker in workers:
         worker.ray_node(head, cpus=EACH)
     _wait_for(workers)
-    job = Job(atlas_config(tiny_model, tmp_path), head)
+    job = Job(atlas_config(tiny_model, tmp_path), head, at=head)
     job.wait("both runners are up", lambda: job.step() >= 3 and job.runners() == 2)
     (first,) = [worker for worker in workers if runs(worker, "ray::GRPO")]
     assert sum(runs(worker, "ray::LearnerRank") for worker in workers) == 2
@@ -143,6 +150,41 @@ def test_a_machine_that_is_cut_off_comes_back_and_dies_costs_no_prompt(lan: Lan,
     assert versions == sorted(set(versions))
     assert sum(record["given_up"] for record in records) == 0
     assert any(record["tools"]["calls"] > 0 for record in records[-4:]), "the web of the head is reached from the workers"
+    exactly_once(job.folder, len(records))
+
+
+@pytest.mark.skipif(shutil.which("redis-server") is None, reason="there is no redis-server on this machine")
+def test_a_head_that_dies_and_comes_back_on_redis_finds_the_run_still_going(lan: Lan, tiny_model: Path, tmp_path: Path) -> None:
+    """The job's own process is elsewhere, as it is in our manifests: what dies is the head alone."""
+    head, store, *workers = [lan.machine() for _ in range(4)]
+    redis = store.redis()
+    head.ray_head(cpus=0, redis=redis)
+    for worker in workers:
+        worker.ray_node(head, cpus=EACH)
+    _wait_for(workers)
+    config = atlas_config(tiny_model, tmp_path)
+    config.rollout.num_runners, config.rollout.max_runners, config.learner.world_size = 2, 0, 1
+    job = Job(config, head, at=workers[0])
+    job.wait("both runners are up", lambda: job.step() >= 3 and job.runners() == 2)
+    owner = (job.folder / "owner").read_text()
+
+    head.kill()
+    before = job.step()
+    time.sleep(AWAY_SECONDS)
+    print(f"steps in {AWAY_SECONDS:.0f} s without a head: {job.step() - before}")
+    assert job.step() > before
+    head.ray_head(cpus=0, redis=redis)
+    job.more_steps(10, "a new head is up, and it goes on")
+    assert (job.folder / "owner").read_text() == owner, "under the same Algorithm"
+
+    (trial,) = [process for worker in workers for process in processes(worker, "ray::GRPO")]
+    trial.kill()
+    job.wait("the new head lets Tune start another Algorithm", lambda: (job.folder / "owner").read_text() != owner)
+    job.more_steps(10, "it goes on from the checkpoint")
+    records = job.records()
+    assert [record["step"] for record in records] == list(range(1, len(records) + 1))
+    versions = [record["version"] for record in records]
+    assert versions == sorted(set(versions))
     exactly_once(job.folder, len(records))
 
 

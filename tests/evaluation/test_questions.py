@@ -59,7 +59,7 @@ def test_all_of_them_in_all_workflows_but_what_is_answered(cluster: None, config
 
 
 def test_a_choice_is_the_same_whatever_was_answered_and_passes_over_bad_pictures(cluster: None, config: Config) -> None:
-    for count in range(1, 20, 3):
+    for count in (1, 8, 19):
         chosen = {uid for uid, _ in asked(the_set(config, count), direct=set())}
         assert len(chosen) == count and BAD not in chosen
         assert chosen == {s.uid for s in read_samples(config.data.test, config.data, questions=count, seed=config.run.seed)}

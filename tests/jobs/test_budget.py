@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +11,8 @@ from pathlib import Path
 import pytest
 import ray
 
-from jobs.reinforce import reinforce
+from jobs import command
+from jobs.train import train
 from mmsr_ray.algorithms.grpo_config import GRPOConfig
 from mmsr_ray.algorithms.spending import enough
 from mmsr_ray.atlas.prepare import point_at, start_web, world_of
@@ -23,7 +21,7 @@ from mmsr_ray.data.schema import write_fvqa
 from mmsr_ray.evaluation.rows import rows_file
 from mmsr_ray.evaluation.tools import read_tools
 from mmsr_ray.evaluation.trajectories import read_trajectories
-from mmsr_ray.tools.actor import start_tools, stop_tools
+from mmsr_ray.tools.actor import stop_tools
 from mmsr_ray.tools.errors import BudgetSpent
 from mmsr_ray.tools.purse import Account
 from tests.algorithms.conftest import run_config
@@ -67,13 +65,11 @@ def config(tiny_model: Path, tmp_path: Path) -> Iterator[Config]:
     web.stop()
 
 
-def submit(config: Config, folder: Path, budget: float) -> None:
+def submit(config: Config, budget: float) -> Path:
     config.tools.budget_usd = budget
-    tools = start_tools(config)
     try:
-        reinforce(config, config.model.path, folder)
+        return train(config)
     finally:
-        asyncio.run(tools.settle())
         stop_tools(config)
 
 
@@ -95,7 +91,9 @@ def test_the_money_ends_three_times_and_every_prompt_is_trained_once(
     folder = tmp_path / "run"
 
     with pytest.raises(BudgetSpent, match=r"0\.055 USD is spent after training step 0 of 4: raise tools\.budget_usd"):
-        submit(config, folder, 0.055)  # four pictures of the evaluation, one of the first step
+        submit(config, 0.055)  # four pictures of the evaluation, one of the first step
+    assert json.loads((folder / "summary.json").read_text())["rows"][0]["questions"] == 4
+    assert "<b>0.0500 USD</b> of a budget of 0.0550 USD" in (folder / "report.html").read_text()
     assert counted(folder) == 0.05
     assert rows_file(folder, "before RL").is_file()
     assert steps(folder) == []
@@ -103,13 +101,13 @@ def test_the_money_ends_three_times_and_every_prompt_is_trained_once(
     assert found is not None and (found["stopped"], found["steps"]) == ("budget", 0)
 
     with pytest.raises(BudgetSpent, match="after training step 0"):
-        submit(config, folder, 0.055)  # the same budget: nothing is started
+        submit(config, 0.055)  # the same budget: nothing is started
     with pytest.raises(BudgetSpent, match="after training step 1 of 4"):
-        submit(config, folder, 0.085)  # two pictures more; the next step would cost as much and 0.015 are left
+        submit(config, 0.085)  # two pictures more; the next step would cost as much and 0.015 are left
     assert counted(folder) == 0.07
     assert steps(folder) == [1]
 
-    submit(config, folder, 0.0)
+    assert submit(config, 0.0) == folder
     assert counted(folder) == 0.16
     assert steps(folder) == [1, 2, 3, 4]
     assert (folder / "model" / "config.json").is_file()
@@ -125,27 +123,10 @@ def test_the_money_ends_three_times_and_every_prompt_is_trained_once(
     assert records[-1]["cost_usd_total"] == 0.16
 
 
-@pytest.mark.heavy
-def test_a_job_without_money_ends_with_its_own_status_and_a_report(tmp_path: Path) -> None:
-    """The fixed workflow always searches, so the evaluation before training meets the budget whatever the policy is."""
-    settings = {
-        "run.dir": tmp_path,
-        "run.name": "poor",
-        "sft.enabled": "false",
-        "atlas.train_questions": 16,
-        "atlas.test_questions": 8,
-        "evaluation.workflows": "[rag]",
-        "tools.image_search.price.per_call": 0.01,
-        "tools.budget_usd": 0.025,
-        "learner.world_size": 1,
-        "grpo.steps": 1,
-    }
-    command = [sys.executable, "jobs/train.py", "--config", str(ATLAS_YAML), *(f"{key}={value}" for key, value in settings.items())]
-    done = subprocess.run(command, cwd=ATLAS_YAML.parents[2], capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 3, done.stderr[-3000:]
-    assert "the budget of 0.025 USD is spent after training step 0 of 1: raise tools.budget_usd" in done.stderr
-    run = tmp_path / "poor"
-    assert json.loads((run / "summary.json").read_text())["rows"] == []
-    assert not rows_file(run, "before RL").exists()
-    assert "<b>0.0200 USD</b> of a budget of 0.0250 USD" in (run / "report.html").read_text()
-    assert counted(run) == 0.02
+def test_a_job_without_money_ends_with_its_own_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    def poor(config: Config) -> Path:
+        raise BudgetSpent("it is spent")
+
+    monkeypatch.setattr(command, "connect", lambda config: None)
+    monkeypatch.setattr("sys.argv", ["train", "--config", str(ATLAS_YAML)])
+    assert command.run_job("train", None, poor) == command.OUT_OF_MONEY == 3

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
 import yaml
 
+from jobs import build_fvqa
 from jobs.build_fvqa import _check
 from mmsr_ray.atlas.prepare import WebProcess, start_web, world_of
 from mmsr_ray.config import AtlasConfig, ConfigError, load
@@ -75,8 +77,12 @@ def config_file(folder: Path, base: str) -> Path:
     return folder / "build.yaml"
 
 
+def arguments(config: Path) -> list[str]:
+    return ["jobs/build_fvqa.py", "--config", str(config)]
+
+
 def submit(config: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "jobs/build_fvqa.py", "--config", str(config)]
+    command = [sys.executable, *arguments(config)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
 
 
@@ -86,7 +92,13 @@ def asked(web: WebProcess) -> dict[str, int]:
 
 
 @pytest.mark.heavy
-def test_a_run_killed_while_questions_are_written_pays_for_nothing_twice(tmp_path: Path, web: WebProcess) -> None:
+def test_a_run_killed_while_questions_are_written_pays_for_nothing_twice(
+    tmp_path: Path,
+    web: WebProcess,
+    run_here: Callable[..., int],
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     config = config_file(tmp_path, web.base)
     first = submit(config)
     deadline = time.monotonic() + 240
@@ -97,10 +109,9 @@ def test_a_run_killed_while_questions_are_written_pays_for_nothing_twice(tmp_pat
     first.wait()
     assert sorted(file.name for file in (tmp_path / "built").glob("*.parquet")) == ["01_concepts.parquet", "02_pictures.parquet"]
 
-    second = submit(config)
-    said, _ = second.communicate(timeout=300)
-    assert second.returncode == 0, said
-    assert "02_pictures.parquet: 42 in, 42 out, 40 kept (2 no picture), made before" in said
+    with caplog.at_level(logging.INFO):
+        assert run_here(build_fvqa.main, arguments(config)) == 0
+    assert "02_pictures.parquet: 42 in, 42 out, 40 kept (2 no picture), made before" in caplog.text + capsys.readouterr().out
     requests = asked(web)
     assert requests["google_images"] == 42 and requests["reader"] == 40
     assert requests.get("v1 again", 0) <= IN_FLIGHT  # those that were under way when the kill came

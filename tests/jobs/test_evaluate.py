@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -10,13 +11,14 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from jobs import evaluate
 from jobs.evaluate_model import model_files
 from mmsr_ray.atlas.prepare import WebProcess, point_at, start_web
 from mmsr_ray.atlas.world import World
@@ -68,18 +70,16 @@ def write_config(folder: Path, model: Path, base: str) -> Path:
     return file
 
 
-def start(file: Path, *overrides: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "jobs/evaluate.py", "--config", str(file), *overrides]
+def arguments(file: Path, *overrides: str) -> list[str]:
+    return ["jobs/evaluate.py", "--config", str(file), *overrides]
+
+
+def start(file: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, *arguments(file)]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
-
-
-def finish(job: subprocess.Popen[str]) -> str:
-    said, _ = job.communicate(timeout=PATIENCE)
-    assert job.returncode == 0, said[-4000:]
-    return said
 
 
 def rows(folder: Path) -> dict[str, dict[str, Any]]:
@@ -89,7 +89,9 @@ def rows(folder: Path) -> dict[str, dict[str, Any]]:
     return {row["benchmark"]: {key: value for key, value in row.items() if key not in told} for row in found}
 
 
-def test_a_killed_evaluation_asks_nothing_twice_and_ends_as_if_it_had_not_been(tiny_model: Path, tmp_path: Path, web: WebProcess) -> None:
+def test_a_killed_evaluation_asks_nothing_twice_and_ends_as_if_it_had_not_been(
+    tiny_model: Path, tmp_path: Path, web: WebProcess, run_here: Callable[..., int], caplog: pytest.LogCaptureFixture
+) -> None:
     """The second submission asks the same questions once more under another name: that is the evaluation that nobody killed."""
     file = write_config(tmp_path, tiny_model, web.base)
     killed = start(file)
@@ -108,9 +110,10 @@ def test_a_killed_evaluation_asks_nothing_twice_and_ends_as_if_it_had_not_been(t
     assert 0 < len(kept) < QUESTIONS
 
     both = f"evaluation.benchmarks=[killed={tmp_path}/test.parquet,whole={tmp_path}/test.parquet]"
-    said = finish(start(file, both, "agent.deadline_seconds=100"))  # less patience is the same evaluation
+    with caplog.at_level(logging.INFO):
+        assert run_here(evaluate.main, arguments(file, both, "agent.deadline_seconds=100")) == 0, "less patience is the same evaluation"
     assert asked(web) - at_kill == QUESTIONS - len(kept) + QUESTIONS
-    assert f"{len(kept)} answers are there already" in said
+    assert f"{len(kept)} answers are there already" in caplog.text
     found = rows(folder)
     assert found["killed"] == found["whole"]
     assert found["killed"]["questions"] == QUESTIONS and found["killed"]["infra_errors"] == 0
@@ -118,15 +121,14 @@ def test_a_killed_evaluation_asks_nothing_twice_and_ends_as_if_it_had_not_been(t
     assert [(e.uid, e.answer, e.picture) for e in episodes[0]] == [(e.uid, e.answer, e.picture) for e in episodes[1]]
     assert (folder / "report.html").is_file() and (folder / "browse" / "index.html").is_file() and (folder / "config.yaml").is_file()
 
-    refused = start(file, "agent.topk=1")
-    said, _ = refused.communicate(timeout=PATIENCE)
-    assert refused.returncode == 2 and "agent.topk was 2 and is 1" in said and "Traceback" not in said
+    assert run_here(evaluate.main, arguments(file, "agent.topk=1")) == 2
+    assert "agent.topk was 2 and is 1" in caplog.messages[-1]
 
 
-def test_a_model_without_a_chat_template_is_one_sentence(tiny_model: Path, tmp_path: Path, web: WebProcess) -> None:
+def test_a_model_without_a_chat_template_is_one_sentence(
+    tiny_model: Path, tmp_path: Path, web: WebProcess, run_here: Callable[..., int], caplog: pytest.LogCaptureFixture
+) -> None:
     bare = shutil.copytree(tiny_model, tmp_path / "bare")
     (bare / "chat_template.jinja").unlink()
-    job = start(write_config(tmp_path, bare, web.base))
-    said, _ = job.communicate(timeout=PATIENCE)
-    assert job.returncode == 2
-    assert "has no chat template: copy chat_template.jinja from the model's hub page into it" in said and "Traceback" not in said
+    assert run_here(evaluate.main, arguments(write_config(tmp_path, bare, web.base))) == 2
+    assert "has no chat template: copy chat_template.jinja from the model's hub page into it" in caplog.messages[-1]

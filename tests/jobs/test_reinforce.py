@@ -13,20 +13,26 @@ from pathlib import Path
 import psutil
 import pytest
 
+from jobs.reinforce import reinforce
+from mmsr_ray.algorithms.grpo_config import GRPOConfig
 from mmsr_ray.config import Config, to_yaml
-from mmsr_ray.evaluation.trajectories import read_trajectories
-from tests.algorithms.conftest import run_config
+from mmsr_ray.tools.actor import start_tools
+from tests.algorithms.conftest import run_config, trained
+from tests.algorithms.searcher import Unhurried
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 300  # of one submission; half a minute on a quiet machine
 SCRIPT = """
 import sys
 from pathlib import Path
-import jobs
 from jobs.connect import connect
 from jobs.reinforce import reinforce
+from mmsr_ray.algorithms.grpo_config import GRPOConfig
 from mmsr_ray.config import load
 from mmsr_ray.tools.actor import start_tools
+from tests.algorithms.searcher import Unhurried
+plain = GRPOConfig.from_config
+GRPOConfig.from_config = lambda config: plain(config).env_runners(env_runner_cls=Unhurried)
 config = load(sys.argv[1])
 connect(config)
 tools = start_tools(config)
@@ -45,15 +51,6 @@ def steps(folder: Path) -> list[int]:
     return [json.loads(line)["step"] for line in file.read_text().splitlines()] if file.is_file() else []
 
 
-def trained(folder: Path) -> dict[int, set[str]]:
-    """Training step -> uids of its groups; the config keeps all of them."""
-    found: dict[int, set[str]] = {}
-    for row in read_trajectories(folder / "trajectories"):
-        if row.step is not None:  # not of an evaluation
-            found.setdefault(row.step, set()).add(row.uid)
-    return found
-
-
 def wait_for_step(step: int, folder: Path, job: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + SECONDS
     while len(steps(folder)) < step:
@@ -63,9 +60,11 @@ def wait_for_step(step: int, folder: Path, job: subprocess.Popen[bytes]) -> None
 
 
 @pytest.mark.heavy
-def test_a_killed_trial_and_a_killed_driver_go_on_from_their_checkpoint_with_the_same_prompts(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_killed_trial_and_a_killed_driver_go_on_from_their_checkpoint_with_the_same_prompts(
+    cluster: None, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = run_config(tiny_model, tmp_path)
-    config.rollout.num_runners = 1
+    config.rollout.num_runners, config.learner.world_size = 1, 1
     folder = tmp_path / "run"
 
     first = submit(config)
@@ -79,14 +78,16 @@ def test_a_killed_trial_and_a_killed_driver_go_on_from_their_checkpoint_with_the
     first.wait()
     assert 2 <= max(steps(folder)) < config.grpo.steps
 
-    second = submit(config)
-    assert second.wait(timeout=SECONDS) == 0
+    plain = GRPOConfig.from_config
+    monkeypatch.setattr(GRPOConfig, "from_config", lambda config: plain(config).env_runners(env_runner_cls=Unhurried))
+    tools = start_tools(config)
+    assert reinforce(config, config.model.path, folder) == str(folder / "model")
     assert steps(folder) == [1, 2, 3, 4]
     counts = Counter(uid for uids in trained(folder).values() for uid in uids)
     assert len(counts) == 4 * config.grpo.groups_per_step
     assert set(counts.values()) == {1}
     assert (folder / "model" / "config.json").is_file()
 
-    third = submit(config)  # nothing left to do
-    assert third.wait(timeout=SECONDS) == 0
+    reinforce(config, config.model.path, folder)  # nothing left to do
+    del tools
     assert steps(folder) == [1, 2, 3, 4]
