@@ -276,5 +276,9 @@ def _rolls_out(config: Config) -> bool:
     return config.construction.until not in STAGES[: STAGES.index("labelled")]
 
 
+def main() -> int:
+    return run_job("build", __doc__, build)
+
+
 if __name__ == "__main__":
-    sys.exit(run_job("build", __doc__, build))
+    sys.exit(main())

@@ -68,7 +68,7 @@ class Job:
         file.write_text(to_yaml(config))
         self.folder = Path(config.run.dir, config.run.name)
         self._log = at.folder / "job.log"
-        command = [sys.executable, "-m", "tests.cluster.train", str(file)]
+        command = [sys.executable, "-m", "tests.cluster.train", str(file), at.address]
         self._process = at.popen(command, log=self._log.name, RAY_ADDRESS=head.ray_address)
 
     def records(self) -> list[dict]:
