@@ -2,8 +2,8 @@
 
 Made-up candidates, with pictures of a few KiB (half of them a small thing on white ground, whose hashes share most bits) and pages of
 some KiB, go through near-duplicates, sampling, mixture, files and card. Each size runs in a process of its own with a Ray of its own;
-memory is that of the driver and of all Ray's workers, sampled. Beside them ten thousand near-duplicates of one question. Needs about
-five minutes on two cores and 2 GiB of disk.
+memory is that of the driver and of all Ray's workers, sampled. Beside them ten thousand near-duplicates of one question. Needs two
+to three minutes on two cores, and 2 GiB of disk.
 """
 
 from __future__ import annotations
