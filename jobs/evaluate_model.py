@@ -16,9 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayError
 
 from jobs.engines import answering, queue_length
 from mmsr_ray.config import Config, to_dict
@@ -26,14 +24,13 @@ from mmsr_ray.evaluation.answers import FILE, Answer, Answers
 from mmsr_ray.evaluation.metrics import measure
 from mmsr_ray.evaluation.questions import QuestionSet, question_sets
 from mmsr_ray.evaluation.rows import GRACE_SECONDS
-from mmsr_ray.evaluation.run import Ended, Question, ask
+from mmsr_ray.evaluation.run import Ended, Question, ask, fetch
 from mmsr_ray.evaluation.trajectories import TrajectoryRow, trajectory_row, write_rows
 from mmsr_ray.types import Outcome
 
 logger = logging.getLogger(__name__)
 
 TELL_SECONDS = 10.0
-FETCH_SECONDS = 60.0  # a trajectory comes out of the object store within this time
 
 Lost = dict[tuple[str, str], set[str]]  # (benchmark, workflow) -> uids of questions that ended without an answer
 
@@ -127,18 +124,13 @@ def _keep(landings: Iterable[list[Ended]], answers: Answers, before: int, total:
 
 
 def _answers(landed: Iterable[Ended]) -> Iterator[Answer]:
-    for ended in landed:
-        if ended.summary is None or ended.trajectory is None:
+    answered = [ended for ended in landed if ended.held is not None]
+    for ended, trajectory in zip(answered, fetch([ended.held for ended in answered]), strict=True):
+        if trajectory is None:  # without its trajectory an answer is none
             continue
         question = ended.question
-        try:
-            trajectory = ray.get(ended.trajectory, timeout=FETCH_SECONDS)
-        except RayError as error:  # its runner died just now; without its trajectory an answer is none
-            logger.warning("the answer to %s is lost: %s", question.sample.uid, error)
-            continue
-        yield Answer(
-            question.benchmark, question.workflow, ended.summary, trajectory_row(question.sample, trajectory, split=question.benchmark)
-        )
+        row = trajectory_row(question.sample, trajectory, split=question.benchmark)
+        yield Answer(question.benchmark, question.workflow, ended.summary, row)
 
 
 def _row(config: Config, answers: Answers, benchmark: QuestionSet, workflow: str, label: str, lost: set[str]) -> dict[str, Any]:

@@ -11,12 +11,9 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
-import ray
-from ray import ObjectRef
 from ray.actor import ActorHandle
-from ray.exceptions import RayError
 
 from jobs.engines import engines
 from jobs.evaluate_model import model_files
@@ -26,13 +23,12 @@ from mmsr_ray.data.construction.balance import UNDECIDED, label
 from mmsr_ray.data.construction.candidate import Candidate
 from mmsr_ray.data.construction.journal import Journal
 from mmsr_ray.differences import under
-from mmsr_ray.evaluation.run import Ended, Question, ask
-from mmsr_ray.types import Group, Sample, Ticket
+from mmsr_ray.evaluation.run import Call, Ended, Question, ask, fetch
+from mmsr_ray.types import Sample, Ticket
 
 logger = logging.getLogger(__name__)
 
 TELL_SECONDS = 10.0
-FETCH_SECONDS = 60.0  # a group comes out of the object store within this time
 GRACE_SECONDS = 60.0  # beyond the runner's own deadline of a group
 AFTER_WARMUP = 1 << 30  # the training step that rollouts are scored at; correctness does not depend on it
 _OF_BALANCE = ("construction.balance.rollouts", "construction.balance.direct")
@@ -106,11 +102,10 @@ def _ask(config: Config, runners: Sequence[ActorHandle], candidates: Iterable[Ca
     """Groups of rollouts as they end, in any order."""
     balance = config.construction.balance
 
-    def group(runner: ActorHandle, question: Question) -> list[ObjectRef]:
+    def group(question: Question) -> tuple[Ticket, int, int, int]:
         # Always of epoch 0: rollouts that broke are the same ones when they are asked again.
         ticket = Ticket(question.sample.uid, 0, 0, [question.sample])
-        call = runner.sample_group.options(num_returns=2)
-        return cast(list[ObjectRef], call.remote(ticket, balance.rollouts, AFTER_WARMUP, balance.direct))
+        return ticket, balance.rollouts, AFTER_WARMUP, balance.direct
 
     return ask(
         runners,
@@ -118,7 +113,7 @@ def _ask(config: Config, runners: Sequence[ActorHandle], candidates: Iterable[Ca
         inflight_per_runner=min(config.rollout.max_inflight_groups, config.rollout.max_num_seqs),
         sample_seconds=config.rollout.group_deadline_seconds + GRACE_SECONDS,
         deadline_seconds=seconds,
-        call=group,
+        call=Call("sample_group", group),
     )
 
 
@@ -134,23 +129,13 @@ def _sample(candidate: Candidate) -> Sample:
 
 
 def _keep(landings: Iterable[list[Ended]], journal: Journal) -> int:
-    """Rollouts go to disk as they come; returns how many questions were asked."""
+    """Rollouts go to disk as they come; returns how many questions were asked. One whose group is lost stays open."""
     count, told = 0, time.monotonic()
     for landed in landings:
-        journal.keep([(e.question.sample.uid, to_json(group.trajectories)) for e in landed if (group := _fetch(e)) is not None])
+        groups = fetch([ended.held for ended in landed])
+        journal.keep([(e.question.sample.uid, to_json(group.trajectories)) for e, group in zip(landed, groups, strict=True) if group])
         count += len(landed)
         if time.monotonic() - told > TELL_SECONDS:
             told = time.monotonic()
             logger.info("%d questions rolled out", count)
     return count
-
-
-def _fetch(ended: Ended) -> Group | None:
-    """None where no runner could answer, or the group is lost: the question stays open."""
-    if ended.trajectory is None:
-        return None
-    try:
-        return ray.get(ended.trajectory, timeout=FETCH_SECONDS)
-    except RayError as error:
-        logger.warning("the rollouts of %s are lost: %s", ended.question.sample.uid, error)
-        return None

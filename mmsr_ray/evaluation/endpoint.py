@@ -23,6 +23,7 @@ from mmsr_ray.config import Config, from_dict
 from mmsr_ray.evaluation.settings import sampling
 from mmsr_ray.rewards.judge import Judge
 from mmsr_ray.rewards.score import reward_in_evaluation
+from mmsr_ray.rollout.bunches import Bunches
 from mmsr_ray.rollout.scoring import AFTER_WARMUP, raise_if_not_on_tape, scored
 from mmsr_ray.rollout.summary import summarise
 from mmsr_ray.tools.actor import RemoteTools
@@ -101,7 +102,7 @@ class Endpoint:
         return replace(trajectory, replies=tuple(asked.replies))
 
 
-class EndpointRunner:
+class EndpointRunner(Bunches):
     """`Endpoint` as an actor, with the methods of `rollout.env_runner.SearchEnvRunner` that evaluations use.
 
     `settings` is the run's Config as plain containers; its tools must be running (`start_tools`).

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from itertools import islice
+from typing import Any
 
 import ray
 from ray import ObjectRef
@@ -21,6 +22,7 @@ from ray.exceptions import RayActorError, RayError
 
 from mmsr_ray.evaluation.metrics import measure
 from mmsr_ray.evaluation.pool import RunnerPool
+from mmsr_ray.rollout.bunches import Told
 from mmsr_ray.tools.errors import BudgetSpent
 from mmsr_ray.tools.tape import TapeMiss
 from mmsr_ray.types import Sample, Trajectory, TrajectorySummary
@@ -28,6 +30,9 @@ from mmsr_ray.types import Sample, Trajectory, TrajectorySummary
 logger = logging.getLogger(__name__)
 
 WAIT_SECONDS = 0.5  # longest sleep between looks at the clock
+LIST_QUESTIONS = 32  # in one call to a runner: enough to share its cost, few enough that the first begin while others are on their way
+SLACK_SECONDS = 10.0  # beyond the time that a runner itself gives a question
+FETCH_SECONDS = 60.0  # a bunch of trajectories comes out of the object store within this time
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,32 +45,57 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
+class Held:
+    """Where what a summary sums up lies: in a list, with those of the questions that ended at the same time."""
+
+    bunch: ObjectRef
+    place: int
+
+
+@dataclass(frozen=True, slots=True)
 class Ended:
     """What became of one question; `number` counts questions from 0 as they were given. `failure` says why no summary is there."""
 
     number: int
     question: Question
     summary: Any = None  # TrajectorySummary, or what the call gives in its place
-    trajectory: ObjectRef | None = None
+    held: Held | None = None
     failure: str = ""
 
 
-Call = Callable[[ActorHandle, Question], list[ObjectRef]]
-"""How a runner is asked: two references, to a summary that says whether it is `out_of_money`, and to what it sums up."""
+@dataclass(frozen=True)
+class Call:
+    """How a runner is asked: by a method that gives a summary, which says whether it is `out_of_money`, and what it sums up."""
+
+    method: str
+    arguments: Callable[[Question], tuple[Any, ...]]
 
 
-def greedily(runner: ActorHandle, question: Question) -> list[ObjectRef]:
-    """The `Call` of evaluations."""
-    return cast(list[ObjectRef], runner.evaluate_sample.options(num_returns=2).remote(question.sample, question.workflow))
+GREEDILY = Call("evaluate_sample", lambda question: (question.sample, question.workflow))  # as evaluations ask
+
+
+def fetch(held: Sequence[Held | None], timeout: float = FETCH_SECONDS) -> list[Any]:
+    """What lies there; None where nothing does any more: its runner's node died just now."""
+    lists: dict[ObjectRef, list[Any]] = {}
+    found = []
+    for one in held:
+        if one is not None and one.bunch not in lists:
+            try:
+                lists[one.bunch] = ray.get(one.bunch, timeout=timeout)
+            except RayError as error:
+                logger.warning("the answers of one moment are lost: %s", _first_line(error))
+                lists[one.bunch] = []
+        found.append(lists[one.bunch][one.place] if one is not None and lists[one.bunch] else None)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What became of one question. `trajectory` is held only for the first `keep` questions; `failure` says why no summary is there."""
+    """What became of one question. Its trajectory is `held` only for the first `keep` questions; `failure` says why no summary is there."""
 
     uid: str
     summary: TrajectorySummary | None
-    trajectory: ObjectRef | None = None
+    held: Held | None = None
     failure: str = ""
 
 
@@ -90,17 +120,10 @@ class Evaluation:
         """The row of summary.json, see `metrics.measure`."""
         return measure(self.summaries, name=name, split=split, search_limit=search_limit, infra_errors=len(self.failures))
 
-    def kept(self, timeout: float = 60.0) -> list[tuple[Sample, Trajectory]]:
+    def kept(self) -> list[tuple[Sample, Trajectory]]:
         """(sample, trajectory) of the kept questions; one whose trajectory is lost is left out with a warning."""
-        pairs = []
-        for sample, entry in zip(self.samples, self.entries, strict=False):
-            if entry.trajectory is None:
-                continue
-            try:
-                pairs.append((sample, ray.get(entry.trajectory, timeout=timeout)))
-            except RayError as error:
-                logger.warning("the trajectory of %s is lost: %s", sample.uid, _first_line(error))
-        return pairs
+        found = fetch([entry.held for entry in self.entries[: len(self.samples)]])
+        return [(sample, trajectory) for sample, trajectory in zip(self.samples, found, strict=True) if trajectory is not None]
 
 
 @dataclass
@@ -116,10 +139,12 @@ class _Job:
 
 @dataclass
 class _Flight:
-    job: _Job
+    """One list of questions on its way through a runner; `jobs` are those that have not ended, by their place in it."""
+
     runner: int
-    summary: ObjectRef
-    trajectory: ObjectRef
+    answers: Any  # a generator of references, of a type that Ray exports without a stub
+    jobs: dict[int, _Job]
+    results: ObjectRef | None = None  # of a bunch whose summaries come next
     started: float = field(default_factory=time.monotonic)
 
 
@@ -148,7 +173,7 @@ def evaluate(
     ):
         for ended in landed:
             sample, holds = ended.question.sample, ended.number < keep
-            entries[ended.number] = Entry(sample.uid, ended.summary, ended.trajectory if holds else None, ended.failure)
+            entries[ended.number] = Entry(sample.uid, ended.summary, ended.held if holds else None, ended.failure)
             if holds:
                 kept[ended.number] = sample
     return Evaluation(
@@ -164,9 +189,9 @@ def ask(
     sample_seconds: float,
     deadline_seconds: float,
     attempts: int = 3,
-    call: Call = greedily,
+    call: Call = GREEDILY,
 ) -> Generator[list[Ended], None, None]:
-    """Ask every question once over `runners` (SearchEnvRunner actors, or others with their `ping` and what `call` calls).
+    """Ask every question once over `runners` (SearchEnvRunner actors, or other `Bunches` with a `ping` and what `call` calls).
 
     Yields, again and again, the questions that ended since the last time, in any order. What the caller does with them holds
     up the next look, not the runners. `questions` may be a generator: at most `inflight_per_runner` per runner are in memory.
@@ -193,6 +218,8 @@ def ask(
                 return
             run.launch()
             if landed := run.land():
+                run.fill(source)
+                run.launch()  # before the caller takes its time with what ended: runners whose queues ran low would stand still
                 yield landed
             if run.out_of_money:
                 raise BudgetSpent(f"the tools refuse searches that tools.budget_usd does not pay for, after {run.ended} questions")
@@ -210,7 +237,7 @@ class _Run:
         self._sample_seconds = sample_seconds
         self._attempts = attempts
         self._waiting: deque[_Job] = deque()
-        self._flights: dict[ObjectRef, _Flight] = {}
+        self._flights: dict[Any, _Flight] = {}
         self._landed: list[Ended] = []
         self._count = 0
         self.ended = 0
@@ -222,10 +249,8 @@ class _Run:
 
     def fill(self, source: Iterator[Question]) -> None:
         """Take questions until the runners' hands are full."""
-        while len(self._waiting) + len(self._flights) < self._inflight * len(self.pool):
-            question = next(source, None)
-            if question is None:
-                return
+        missing = self._inflight * len(self.pool) - len(self._waiting) - sum(len(flight.jobs) for flight in self._flights.values())
+        for question in islice(source, max(missing, 0)):
             self._waiting.append(_Job(self._count, question))
             self._count += 1
 
@@ -235,42 +260,53 @@ class _Run:
         load = dict.fromkeys(self.pool.up, 0)
         for flight in self._flights.values():
             if flight.runner in load:
-                load[flight.runner] += 1
+                load[flight.runner] += len(flight.jobs)
+        lists: dict[int, list[_Job]] = defaultdict(list)
         while self._waiting and load:
             runner = min(load, key=lambda i: load[i])
             if load[runner] >= self._inflight:
-                return
-            job = self._waiting.popleft()
-            job.attempts += 1
-            summary, trajectory = self._call(self.pool[runner], job.question)
-            self._flights[summary] = _Flight(job, runner, summary, trajectory)
+                break
+            lists[runner].append(self._waiting.popleft())
             load[runner] += 1
+        for runner, jobs in lists.items():
+            for start in range(0, len(jobs), LIST_QUESTIONS):
+                self._send(runner, jobs[start : start + LIST_QUESTIONS])
+
+    def _send(self, runner: int, jobs: list[_Job]) -> None:
+        for job in jobs:
+            job.attempts += 1
+        calls = [self._call.arguments(job.question) for job in jobs]
+        bunches: Any = self.pool[runner].bunches.options(num_returns="streaming")
+        answers = bunches.remote(self._call.method, calls, self._sample_seconds)
+        self._flights[answers] = _Flight(runner, answers, dict(enumerate(jobs)))
 
     def land(self) -> list[Ended]:
-        """Wait a little, take what is ready or overdue; returns the questions that ended."""
+        """Wait a little, take what is there or overdue; returns the questions that ended."""
         self._landed = []
         if not self._flights:
             if self._waiting:
                 time.sleep(WAIT_SECONDS)  # every runner is down
             return []
-        refs = list(self._flights)
-        ready, _ = ray.wait(refs, num_returns=1, timeout=WAIT_SECONDS)
-        if ready and len(refs) > 1:
-            ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
-        for ref in ready:
-            self._finish(self._flights.pop(ref))
-        overdue = time.monotonic() - self._sample_seconds
+        ready, _ = self._wait(1, WAIT_SECONDS)
+        while ready:
+            for answers in ready:
+                self._hear(self._flights[answers])
+            ready, _ = self._wait(len(self._flights), 0)
+        overdue = time.monotonic() - self._sample_seconds - SLACK_SECONDS
         for flight in [f for f in self._flights.values() if f.started < overdue]:
-            del self._flights[flight.summary]
-            ray.cancel(flight.summary)
-            self.pool.report_down(flight.runner)  # until it answers a ping: it may hang as a whole
-            self._again(flight.job, f"no answer within {self._sample_seconds:.0f} s")
+            self.pool.report_down(flight.runner)  # until it answers a ping: it hangs as a whole, or it would have told
+            self._broke(flight, f"its runner is silent for {self._sample_seconds:.0f} s")
         self.ended += len(self._landed)
         return self._landed
 
+    def _wait(self, count: int, seconds: float) -> tuple[list[Any], list[Any]]:
+        """Flights of which the next part is there; not its bytes, which may be pictures that nobody asks for."""
+        flights: list[Any] = list(self._flights)
+        return ray.wait(flights, num_returns=count, timeout=seconds, fetch_local=False) if flights else ([], [])
+
     def abandoned(self, source: Iterator[Question], why: str) -> list[Ended]:
         """Everything open fails, the questions never read included."""
-        jobs = [*self._waiting, *(flight.job for flight in self._flights.values())]
+        jobs = [*self._waiting, *(job for flight in self._flights.values() for job in flight.jobs.values())]
         self.cancel()
         ended = [Ended(job.number, job.question, failure=why) for job in jobs]
         for number, question in enumerate(source, start=self._count):
@@ -282,24 +318,47 @@ class _Run:
     def cancel(self) -> None:
         """Leave everything open as it is: nobody waits for it any more."""
         for flight in self._flights.values():
-            ray.cancel(flight.summary)
+            ray.cancel(flight.answers)
         self._waiting.clear()
         self._flights.clear()
 
-    def _finish(self, flight: _Flight) -> None:
-        job = flight.job
+    def _hear(self, flight: _Flight) -> None:
+        """Take the next part of a flight's answers: results, or the summaries of the results before it, or the end."""
         try:
-            summary = ray.get(flight.summary)
+            part = next(flight.answers, None)
+            if part is None:
+                if flight.results is not None:
+                    ray.get(flight.results, timeout=FETCH_SECONDS)  # raises what ended it before its time
+                self._broke(flight, "its runner told no more")  # if anything is left
+            elif flight.results is None:
+                flight.results = part
+            else:
+                self._take(flight, ray.get(part, timeout=FETCH_SECONDS), flight.results)
+                flight.results = None
         except RayActorError as error:
             self.pool.report_down(flight.runner)
-            self._again(job, f"its runner died: {_first_line(error)}")
-        except TapeMiss as error:  # no failure of this question: the replay is another run than the one recorded
-            raise TapeMiss(f"question {job.uid}: {error.args[0]}") from None
+            self._broke(flight, f"its runner died: {_first_line(error)}")
+        except TapeMiss:  # no failure of a question: the replay is another run than the one recorded
+            raise
         except RayError as error:
-            self._again(job, _first_line(error))
-        else:
-            self.out_of_money = self.out_of_money or summary.out_of_money
-            self._landed.append(Ended(job.number, job.question, summary, flight.trajectory))
+            self._broke(flight, _first_line(error))
+
+    def _take(self, flight: _Flight, bunch: list[Told], results: ObjectRef) -> None:
+        for place, told in enumerate(bunch):
+            job = flight.jobs.pop(told.place)
+            if told.failure:
+                self._again(job, told.failure)
+            else:
+                self.out_of_money = self.out_of_money or told.summary.out_of_money
+                self._landed.append(Ended(job.number, job.question, told.summary, Held(results, place)))
+
+    def _broke(self, flight: _Flight, why: str) -> None:
+        """What has not ended of a flight is asked again."""
+        del self._flights[flight.answers]
+        if flight.jobs:
+            ray.cancel(flight.answers)
+        for job in flight.jobs.values():
+            self._again(job, why)
 
     def _again(self, job: _Job, why: str) -> None:
         if job.attempts < self._attempts:

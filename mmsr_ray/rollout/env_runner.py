@@ -34,6 +34,7 @@ from mmsr_ray.metrics.exported import gauge
 from mmsr_ray.rewards.judge import Judge
 from mmsr_ray.rewards.score import reward_in_evaluation
 from mmsr_ray.rollout.activity import ActivityClock, Reading, State, TimedGenerate, TimedTools
+from mmsr_ray.rollout.bunches import Bunches
 from mmsr_ray.rollout.engine import EngineDead, VLLMEngine
 from mmsr_ray.rollout.scoring import AFTER_WARMUP, raise_if_not_on_tape, scored
 from mmsr_ray.rollout.summary import summarise
@@ -48,7 +49,7 @@ STORE_SECONDS = 60.0  # the weight store must answer within this time
 RETRY_SECONDS = 0.2  # before the second attempt at a trajectory; doubles, with jitter
 
 
-class SearchEnvRunner(EnvRunner):
+class SearchEnvRunner(Bunches, EnvRunner):
     """`config.settings` is the run's Config as plain containers. `config.runtime["store"]` names the WeightStore; left
     out it is `store_name(config)`, and None means weights that never change.
     """

@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 import ray
 
-from mmsr_ray.evaluation.run import Question, ask, evaluate
+from mmsr_ray.evaluation import pool, run
+from mmsr_ray.evaluation.run import Question, ask, evaluate, fetch
+from mmsr_ray.rollout.bunches import Bunches
 from mmsr_ray.tools.errors import BudgetSpent
 from mmsr_ray.types import Sample, TrajectorySummary
 
@@ -22,7 +24,7 @@ from .test_metrics import summary
 pytestmark = pytest.mark.heavy
 
 
-class Answerer:
+class Answerer(Bunches):
     """Answers every question by its uid; a question's text may say what goes wrong. `folder` remembers across restarts."""
 
     def __init__(self, folder: str) -> None:
@@ -43,6 +45,8 @@ class Answerer:
                 os._exit(1)
             case "hang":
                 await asyncio.sleep(1000)
+            case "freeze once" if first:
+                time.sleep(3)  # noqa: ASYNC251  (that is the trouble)
             case "broke":
                 return summary(uid=sample.uid, out_of_money=True), (sample.uid, workflow)
             case "raise":
@@ -58,7 +62,10 @@ def start(folder: Path, restarts: int = 0) -> Any:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 << 20, log_to_driver=False)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pool, "REST_SECONDS", 0.5)
+        patch.setattr(run, "SLACK_SECONDS", 0.5)
+        yield
     ray.shutdown()
 
 
@@ -81,7 +88,7 @@ def test_order_kept_and_everything_answered(cluster: None, tmp_path: Path) -> No
     assert [entry.uid for entry in result.entries] == [str(i) for i in range(30)]
     assert [s.uid for s in result.summaries] == [str(i) for i in range(30)]
     assert [pair for _, pair in result.kept()] == [("0", "rag"), ("1", "rag"), ("2", "rag")]
-    assert all(entry.trajectory is None for entry in result.entries[3:])
+    assert all(entry.held is None for entry in result.entries[3:])
     row = result.row(name="rag", split="test", search_limit=2)
     assert (row["questions"], row["accuracy"], row["infra_errors"]) == (30, 1.0, 0)
 
@@ -90,6 +97,14 @@ def test_a_runner_that_dies_is_restarted_and_its_questions_are_asked_again(clust
     alone = start(tmp_path, restarts=-1)
     result = evaluate([alone], questions(12, q5="kill once"), "direct", inflight_per_runner=4, sample_seconds=30, deadline_seconds=90)
     assert [entry.summary is not None for entry in result.entries] == [True] * 12
+
+
+def test_a_runner_that_is_silent_is_left_alone_until_it_answers_again(cluster: None, tmp_path: Path) -> None:
+    alone = start(tmp_path)
+    ray.get(alone.ping.remote(), timeout=60)
+    result = evaluate([alone], questions(6, q3="freeze once"), "direct", inflight_per_runner=4, sample_seconds=1, deadline_seconds=90)
+    assert [entry.summary is not None for entry in result.entries] == [True] * 6
+    assert result.seconds > 1.5  # what was asked beside the frozen one is asked again, too
 
 
 def test_failures_are_counted_apart_and_never_wrong_answers(cluster: None, tmp_path: Path) -> None:
@@ -144,8 +159,8 @@ def test_questions_of_several_workflows_end_as_they_come_and_a_reader_that_stops
         (number, question.sample.uid, question.workflow) for number, question in enumerate(mixed)
     ]
     for one in ended:
-        assert one.summary is not None and one.trajectory is not None
-        assert ray.get(one.trajectory) == (one.summary.uid, one.question.workflow)
+        assert one.summary is not None
+        assert fetch([one.held]) == [(one.summary.uid, one.question.workflow)]
 
     endless = (Question(sample, "direct") for _ in count() for sample in questions(3))
     stream = ask([start(tmp_path)], endless, inflight_per_runner=3, sample_seconds=30, deadline_seconds=60)
