@@ -39,7 +39,7 @@ def measure(summaries: Sequence[TrajectorySummary], *, name: str, split: str, se
     `search_limit` is the number of searches allowed per question (2 in the paper); `infra_errors` counts questions that
     left no summary at all. Ratios lie in [0, 1] or are None where undefined. Keys beyond the design's: `infra_errors`,
     `accuracy_low` and `accuracy_high` (95 % Wilson interval), `reward`, `well_formed`, `tool_failures` (calls of scored questions
-    without a hit: nothing found), `behaviour` (Fig. 4b) and `by_need`; `exact_match` and `sub_match` (shares of questions, whoever
+    without a hit: nothing found), `behaviour` (Fig. 4b), `paths` and `by_need`; `exact_match` and `sub_match` (shares of questions, whoever
     decides `accuracy`); `judge` (`judge_report`, {} where nothing was judged); `tools` and `per_question` (`expenses`); `by_source` and
     `by_category` (`_of_kind` of each, {} unless there are several).
     """
@@ -67,6 +67,7 @@ def measure(summaries: Sequence[TrajectorySummary], *, name: str, split: str, se
         "well_formed": ratio(sum(s.well_formed for s in scored), len(scored)),
         "tool_failures": sum(s.tool_failures for s in scored),
         "behaviour": behaviour(scored),
+        "paths": paths(scored),
         "by_need": {need.value: _of_need(scored, need) for need in Need if any(s.need is need for s in scored)},
         "exact_match": ratio(sum(s.em for s in scored), len(scored)),
         "sub_match": ratio(sum(s.subem for s in scored), len(scored)),
@@ -126,6 +127,19 @@ def behaviour(summaries: Sequence[TrajectorySummary]) -> dict[str, float | None]
         for searched in (True, False)
     }
     return {name: ratio(count, len(summaries)) for name, count in classes.items()}
+
+
+def paths(summaries: Sequence[TrajectorySummary]) -> dict[str, dict[str, float | None]]:
+    """Share and accuracy of the questions by the tools that were called: none, image, text, both. Shares sum to 1.
+
+    A policy that knows only some of the paths shows it here, and not in its search ratio.
+    """
+    called = [(s.image_searches > 0, s.text_searches > 0) for s in summaries]
+    found = {}
+    for name, path in {"none": (False, False), "image": (True, False), "text": (False, True), "both": (True, True)}.items():
+        of = [s for s, tools in zip(summaries, called, strict=True) if tools == path]
+        found[name] = {"share": ratio(len(of), len(summaries)), "accuracy": ratio(sum(s.correct for s in of), len(of))}
+    return found
 
 
 def judge_report(summaries: Sequence[TrajectorySummary]) -> dict[str, Any]:

@@ -65,6 +65,12 @@ def test_a_row_by_hand() -> None:
     assert result["search_recall"] == 5 / 9
     assert result["needed_search_ratio"] == 9 / 16
     assert result["behaviour"] == {"correct_search": 3 / 8, "correct_no_search": 1 / 8, "wrong_search": 3 / 8, "wrong_no_search": 1 / 8}
+    assert {name: (path["share"], path["accuracy"]) for name, path in result["paths"].items()} == {
+        "none": (2 / 8, 1 / 2),
+        "image": (3 / 8, 1 / 3),
+        "text": (2 / 8, 1 / 2),
+        "both": (1 / 8, 1.0),
+    }
     assert result["by_need"]["mix_required"]["questions"] == 3
     assert result["by_need"]["mix_required"]["searches_per_question"] == 1.0
     assert result["by_need"]["image_required"]["text_searches_per_question"] == 0.5
