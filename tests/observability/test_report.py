@@ -37,7 +37,9 @@ def run(tmp_path: Path) -> Path:
     rows = [
         {"name": "on demand" + ATTACK, "split": "test", "questions": 96, "accuracy": 0.71, "accuracy_low": 0.6, "accuracy_high": 0.8,
          "search_ratio_calls": 0.42, "search_ratio_responses": 0.7, "searches_per_question": 0.84, "search_precision": None, "search_recall": 0.9,
-         "needed_search_ratio": 0.4, "by_need": {"mix_required": {"accuracy": 0.5, "searches_per_question": 1.9}}}
+         "needed_search_ratio": 0.4, "by_need": {"mix_required": {"accuracy": 0.5, "searches_per_question": 1.9}},
+         "paths": {"none": {"share": 0.31, "accuracy": 0.9}, "image": {"share": 0.0, "accuracy": None},
+                   "text": {"share": 0.0, "accuracy": None}, "both": {"share": 0.69, "accuracy": 0.62}}}
     ]  # fmt: skip
     config = load(None, ["run.name=my-run", "model.path=m", "data.train=a", "data.test=b"])
     write_summary(folder, config=config, seconds={"warm start": 360.0, "train": 900.0}, rows=rows)
@@ -68,6 +70,7 @@ def test_report_is_inert_and_complete(run: Path) -> None:
         "The picture cannot be shown",
         "timeout: 10 s",
         "50.0 %",
+        "31.0 %",
     ):
         assert words in page
     assert "Who is train?" not in page  # the evaluation is shown, not a training step
