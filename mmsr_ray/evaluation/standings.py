@@ -21,6 +21,8 @@ from mmsr_ray.evaluation.significance import compare
 
 LEVEL = 0.05
 ORDER = ("direct", "rag", "on_demand")  # of the paper's Table 1
+DOMAINS = {"in-domain": ("fvqa_test", "infoseek"), "out-of-domain": ("mmsearch", "simplevqa", "livevqa")}  # its Fig. 4a averages over each
+Mean = tuple[float | None, float | None]  # accuracy and search ratio over several benchmarks, None where one is missing
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Line:
-    """One model by one workflow. The averages are over all benchmarks of the table, None where one is missing."""
+    """One model by one workflow. The averages are over all benchmarks of the table, and over those of each of its domains."""
 
     run: str
     model: str
@@ -45,6 +47,7 @@ class Line:
     cells: dict[str, Cell]  # by benchmark
     accuracy: float | None
     search_ratio: float | None
+    domains: dict[str, Mean]
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,10 @@ class Pair:
 
 @dataclass(frozen=True)
 class Standings:
+    """`domains`: benchmarks by their domain, {} unless there are some of both."""
+
     benchmarks: list[str]
+    domains: dict[str, list[str]]
     blocks: dict[str, list[Line]]  # by workflow
     pairs: list[Pair]
 
@@ -73,6 +79,7 @@ def standings(results: Sequence[Evaluated]) -> Standings:
     """Lines in the order of `results`, workflows in that of the paper."""
     results = [result for result in results if not result.while_training]
     benchmarks = list(dict.fromkeys(result.benchmark for result in results))
+    domains = _domains(benchmarks)
     cells: dict[Evaluated, Cell] = {}
     pairs: list[Pair] = []
     for benchmark in benchmarks:
@@ -84,8 +91,10 @@ def standings(results: Sequence[Evaluated]) -> Standings:
     lines = dict.fromkeys((result.run, result.model, result.workflow) for result in results)
     for run, model, workflow in sorted(lines, key=lambda line: _place(line[2])):
         own = {r.benchmark: cells[r] for r in results if (r.run, r.model, r.workflow) == (run, model, workflow)}
-        blocks.setdefault(workflow, []).append(_line(run, model, workflow, own, benchmarks))
-    return Standings(benchmarks, blocks, pairs)
+        blocks.setdefault(workflow, []).append(
+            Line(run, model, workflow, own, *_mean(own, benchmarks), {name: _mean(own, those) for name, those in domains.items()})
+        )
+    return Standings(benchmarks, domains, blocks, pairs)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -146,13 +155,18 @@ def _best(group: Sequence[Evaluated]) -> Evaluated | None:
     return max(known, key=lambda result: result.row["accuracy"]) if len(known) > 1 else None
 
 
-def _line(run: str, model: str, workflow: str, cells: dict[str, Cell], benchmarks: Sequence[str]) -> Line:
+def _domains(benchmarks: Sequence[str]) -> dict[str, list[str]]:
+    of = {name: [benchmark for benchmark in benchmarks if benchmark in those] for name, those in DOMAINS.items()}
+    return of if all(of.values()) else {}
+
+
+def _mean(cells: dict[str, Cell], benchmarks: Sequence[str]) -> Mean:
     rows = [cells[benchmark].evaluated.row for benchmark in benchmarks if benchmark in cells]
     means = []
     for key in ("accuracy", "search_ratio_calls"):
         values = [row[key] for row in rows if row[key] is not None]
         means.append(sum(values) / len(values) if len(values) == len(benchmarks) else None)
-    return Line(run, model, workflow, cells, *means)
+    return means[0], means[1]
 
 
 def _place(workflow: str) -> int:

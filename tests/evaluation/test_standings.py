@@ -32,7 +32,7 @@ def runs(tmp_path: Path) -> list[Path]:
 
 def test_lines_averages_and_the_best(runs: list[Path]) -> None:
     board = standings(read_runs(runs))
-    assert board.benchmarks == ["x", "y"] and list(board.blocks) == ["direct", "on_demand"]
+    assert board.benchmarks == ["x", "y"] and board.domains == {} and list(board.blocks) == ["direct", "on_demand"]
     ours, theirs, odd = board.blocks["on_demand"]
     assert (ours.model, theirs.model, odd.model) == ("ours", "theirs", "odd")
     assert ours.accuracy == pytest.approx((1 + 20 / N) / 2) and ours.search_ratio == pytest.approx((0.5 + 0) / 2)
@@ -40,6 +40,14 @@ def test_lines_averages_and_the_best(runs: list[Path]) -> None:
     assert ours.cells["x"].best and not theirs.cells["x"].best and theirs.cells["x"].level
     assert theirs.cells["y"].best and not ours.cells["y"].level
     assert theirs.cells["y"].low is not None and theirs.cells["y"].low < (N - 1) / N
+
+
+def test_averages_over_the_domains_of_the_paper(tmp_path: Path) -> None:
+    asked = {"fvqa_test": GOOD, "infoseek": BAD, "livevqa": BAD, "mine": BAD}
+    board = standings(read_runs([write_run(tmp_path / "run", {(name, "rag"): answers(given) for name, given in asked.items()})]))
+    assert board.domains == {"in-domain": ["fvqa_test", "infoseek"], "out-of-domain": ["livevqa"]}
+    (line,) = board.blocks["rag"]
+    assert {name: mean[0] for name, mean in line.domains.items()} == pytest.approx({"in-domain": (1 + 20 / N) / 2, "out-of-domain": 20 / N})
 
 
 def test_what_is_not_comparable_is_never_the_best(runs: list[Path]) -> None:

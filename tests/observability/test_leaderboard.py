@@ -24,7 +24,7 @@ def runs(tmp_path: Path) -> list[Path]:
     return [
         write_run(
             tmp_path / "ours",
-            {("fvqa_test", "on_demand"): answers(GOOD), ("fvqa_test", "direct"): answers(BAD)},
+            {("fvqa_test", "on_demand"): answers(GOOD), ("fvqa_test", "direct"): answers(BAD), ("livevqa", "on_demand"): answers(BAD)},
             model="[bold]ours" + ATTACK,
         ),
         write_run(tmp_path / "odd", {("fvqa_test", "rag"): answers(BAD)}, model="odd", overrides=["reward.match=subem"]),
@@ -45,6 +45,8 @@ def test_the_page(runs: list[Path], tmp_path: Path) -> None:
         "other judge: reward.match",
         "(5 of 30)",
         "[bold]ours&lt;script",
+        "<th>in-domain</th><th>out-of-domain</th>",
+        "in-domain is fvqa_test, as in the paper",
     ):
         assert words in page, words
 
