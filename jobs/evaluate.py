@@ -3,8 +3,8 @@
     python jobs/evaluate.py --config jobs/configs/evaluate_atlas.yaml model.path=runs/atlas/model
     python jobs/evaluate.py --config jobs/configs/evaluate_endpoint.yaml      GPT-4o, Gemini: whatever answers as OpenAI does
 
-Submit it again and it goes on where it stopped: every answer is in answers.sqlite of the run folder the moment it is given, and
-is never asked for again. Questions that infrastructure broke are.
+Submit it again and it goes on where it stopped: answers go to answers.sqlite of the run folder as they are given, and what
+is there is never asked for again. Questions that infrastructure broke are.
 
 Exit status: 0 all is done; 2 something has to be mended, and one sentence says what; 3 tools.budget_usd is spent: the same
 command with a higher budget goes on.

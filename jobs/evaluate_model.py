@@ -1,4 +1,4 @@
-"""One model over benchmarks and workflows: the stage that jobs share. Every answer is on disk the moment it is given.
+"""One model over benchmarks and workflows: the stage that jobs share. Answers go to disk as they are given.
 
 Promise: a folder holds one model's answers. Called again with it, after a kill or an end of whatever kind, only questions
 without an answer are asked, and the rows are those of an evaluation that was never interrupted.
