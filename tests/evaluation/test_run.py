@@ -44,7 +44,10 @@ class Answerer(Bunches):
             case "kill once" if first:
                 os._exit(1)
             case "hang":
-                await asyncio.sleep(1000)
+                try:
+                    await asyncio.sleep(1000)
+                finally:
+                    (self.folder / f"{sample.uid} ended").touch()
             case "freeze once" if first:
                 time.sleep(3)  # noqa: ASYNC251  (that is the trouble)
             case "broke":
@@ -134,10 +137,15 @@ def test_dead_runners_end_it_early_and_the_deadline_ends_it_anyway(cluster: None
     assert {entry.failure for entry in result.entries} == {"every rollout runner is dead"}
 
     slow = start(tmp_path)
+    ray.get(slow.ping.remote(), timeout=60)
     result = evaluate([slow], questions(6, q0="hang", q1="hang"), "direct", inflight_per_runner=2, sample_seconds=100, deadline_seconds=2)
     assert [entry.uid for entry in result.entries] == [str(i) for i in range(6)]
     assert len(result.failures) == 6
     assert 2 <= result.seconds < 10
+    until = time.monotonic() + 10
+    while not (tmp_path / "1 ended").exists():
+        assert time.monotonic() < until, "what nobody waits for any more goes on"
+        time.sleep(0.05)
     with pytest.raises(ValueError, match="at least one runner"):
         evaluate([], [], "direct", inflight_per_runner=1, sample_seconds=1, deadline_seconds=1)
 
