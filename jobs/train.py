@@ -56,6 +56,7 @@ def train(config: Config) -> Path:
         model = here.model.path
         if here.sft.enabled:
             model = run.stage("warm start", lambda: warm_start(here, *source(here), progress.sft))
+            progress.note(f"model after the warm start: {model}")  # all there is of a run with grpo.steps=0
         if here.grpo.steps > 0:
             try:
                 with progress.follow(run.path / "metrics.jsonl", here.grpo.steps):
