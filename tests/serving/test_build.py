@@ -36,6 +36,10 @@ def test_it_is_built_from_a_file_and_settings_over_it(tiny_model: Path, tmp_path
     parts = {"Ingress", "Agent", "Engine", "Searches", "Weights"}
     assert built(tiny_model, config=str(file)) == parts | {"BookKeeper"}
     assert built(tiny_model, config=str(file), **{"serving.ingress_replicas": 1, "serving.model_name": "m"}) == parts
+    two = built(tiny_model, config=str(file), **{"serving.models": {"b": str(tiny_model)}, "serving.ingress_replicas": 1})
+    assert two == parts | {"Engine-b", "Weights-b"}
+    with pytest.raises(ConfigError, match="with:colon"):
+        built(tiny_model, config=str(file), **{"serving.models": {"with:colon": str(tiny_model)}})
     with pytest.raises(ConfigError, match="make serve"):
         built(tiny_model, **{"atlas.enabled": True, "atlas.dir": str(tmp_path)})
 
