@@ -83,11 +83,11 @@ def application(config: Config, keys: Keys) -> serve.Application:
         ray_actor_options=idle,
         **stop,
     )
-    parts = [settings, agent.bind(settings, engines, searches.bind(settings)), weights, keys.entries]
-    if c.ingress_replicas > 1:
+    shared: list[Any] = []
+    if c.ingress_replicas > 1 or c.budget_usd:
         book_keeper = deployment(BookKeeper, name="BookKeeper", num_replicas=1, max_ongoing_requests=MANY, ray_actor_options=idle)
-        parts.append(book_keeper.bind(settings))
-    return ingress.bind(*parts)
+        shared.append(book_keeper.bind(settings))
+    return ingress.bind(settings, agent.bind(settings, engines, searches.bind(settings), *shared), weights, keys.entries, *shared)
 
 
 def _scaled(scale: ScaleConfig) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from mmsr_ray.serving.measures import Exported
 from mmsr_ray.serving.observers import Observers, observed
 from mmsr_ray.serving.openapi import document
 from mmsr_ray.serving.page import HEADERS, PATHS, page_file
-from mmsr_ray.serving.ports import called
+from mmsr_ray.serving.ports import Question, called
 from mmsr_ray.serving.quotas import KeysQuotas, OwnQuotas, SharedQuotas
 from mmsr_ray.serving.requests import Asked, model_names, no_such_model, read_agent, read_chat, read_json
 from mmsr_ray.serving.tracing import open_tracer
@@ -48,7 +48,6 @@ READY_SECONDS = 5.0
 ADMIN_SECONDS = 300.0
 _STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 Events = AsyncGenerator[Event, None]
-Question = tuple[Sample, str, str, Sampling]  # with its model and workflow
 
 api = FastAPI(title="mmsr-ray", docs_url=None, redoc_url=None, openapi_url=None)
 
@@ -127,7 +126,7 @@ class Ingress:
         keys: list[str],
         book_keeper: DeploymentHandle | None = None,
     ) -> None:
-        """`weights`: by model, the first is meant where none is named. `keys`: entries of `Keys`, hashes alone. `book_keeper`: where there are several ingresses (quotas.py)."""
+        """`weights`: by model, the first is meant where none is named. `keys`: entries of `Keys`, hashes alone. `book_keeper`: where quotas.py needs one."""
         log_beside_serve()
         self._config = from_dict(settings)
         self._c = self._config.serving
@@ -178,10 +177,8 @@ class Ingress:
             sampling = Sampling(asked.temperature, asked.max_tokens or self._config.agent.max_turn_tokens, asked.seed)
             told = self._as_it_happens if asked.stream else self._when_it_is_over
             try:
-                async with aclosing(told((sample, asked.model, asked.workflow, sampling), deadline)) as events:
+                async with aclosing(told(Question(sample, asked.model, asked.workflow, sampling, caller.name), deadline)) as events:
                     async for event in events:
-                        if isinstance(event, Finished):
-                            await self._quotas.charge(caller.name, event.cost_usd)
                         yield event
             except TimeoutError:
                 yield Failed("timeout", f"no answer within {self._c.request_seconds:g} s")
@@ -193,7 +190,7 @@ class Ingress:
         """An agent whose replica dies is replaced by another as long as nothing but Started was said. Raises RayError, TimeoutError."""
         said = 0
         for attempt in range(1, self._c.turn_attempts + 1):
-            stream: Any = self._agent.options(stream=True).run.remote(*question)
+            stream: Any = self._agent.options(stream=True).run.remote(question)
             try:
                 while True:
                     for event in await asyncio.wait_for(anext(stream), deadline - time.monotonic()):
@@ -213,7 +210,7 @@ class Ingress:
         """All at once; an agent whose replica dies is replaced by another. Raises RayError, TimeoutError."""
         for attempt in range(1, self._c.turn_attempts + 1):
             try:
-                events = await asyncio.wait_for(called(self._agent.ask.remote(*question)), deadline - time.monotonic())
+                events = await asyncio.wait_for(called(self._agent.ask.remote(question)), deadline - time.monotonic())
             except RayActorError:
                 if attempt == self._c.turn_attempts:
                     raise
