@@ -163,8 +163,8 @@ def test_the_openai_client_gets_an_answer_and_its_reasons(service: Service) -> N
     assert [model.id for model in client.models.list()] == [
         f"{model}{how}" for model in ("atlas", "other") for how in ("", ":direct", ":rag")
     ]
-    other = client.chat.completions.create(model="other:direct", messages=messages())
-    assert (other.model, other.choices[0].message.content) == ("other:direct", "Adrel")  # another checkpoint, the same searches
+    other = client.chat.completions.create(model="other", messages=messages())
+    assert (other.model, other.choices[0].message.content) == ("other", "Adrel")  # another checkpoint, the same searches
     whole = client.chat.completions.create(model="atlas", messages=messages())
     message = whole.choices[0].message
     assert (message.content, message.to_dict()["reasoning_content"], whole.choices[0].finish_reason) == ("Aldo", "Name\n", "stop")
@@ -325,8 +325,8 @@ def test_weights_change_and_an_engine_dies_under_load_and_no_request_fails(servi
     assert httpx.get(f"{service.url}/admin/weights", params={"model": "other"}, timeout=PATIENCE).json()["proven"] == 0
     assert service.bring_in(service.models / "first", "other").json() == {"weight_version": 1}
     service.wait_for_version(1, "other")
-    assert service.ask("direct", model="other")[-2]["text"] == "Aldo"
-    assert service.ask("direct")[-2]["text"] == "Adrel"
+    assert service.ask(model="other")[-2]["text"] == "Aldo"
+    assert service.ask()[-2]["text"] == "Adrel"
 
     engine = serve.get_deployment_handle("Engine", "mmsr")
     pid = engine.stats.remote().result(timeout_s=PATIENCE)["pid"]
