@@ -45,6 +45,8 @@ ENVIRONMENT = {
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
 }
+# vLLM's own set-up of logging closes the handlers of whoever is there: Serve's log of the replica would end.
+ENGINE_ENVIRONMENT = ENVIRONMENT | {"VLLM_CONFIGURE_LOGGING": "0"}
 QUIET = {"enable_access_log": False}  # measures and traces say more
 
 
@@ -56,8 +58,7 @@ def application(config: Config, keys: Keys) -> serve.Application:
     PromptSet.load(config.agent.prompts)
     c, rollout, settings = config.serving, config.rollout, to_dict(config)
     stop: dict[str, Any] = {"graceful_shutdown_timeout_s": c.shutdown_seconds, "graceful_shutdown_wait_loop_s": 0.5}
-    environment: dict[str, Any] = {"runtime_env": {"env_vars": ENVIRONMENT}}
-    idle = environment | {"num_cpus": 0}
+    idle: dict[str, Any] = {"runtime_env": {"env_vars": ENVIRONMENT}, "num_cpus": 0}
     deployment: Any = partial(serve.deployment, logging_config=QUIET)
     weights: dict[str, Any] = {}
     engines: dict[str, Any] = {}
@@ -68,7 +69,11 @@ def application(config: Config, keys: Keys) -> serve.Application:
         engines[name] = deployment(
             Engine,
             name=f"Engine{suffix}",
-            ray_actor_options=environment | {"num_cpus": rollout.cpus_per_runner, "num_gpus": rollout.gpus_per_runner},
+            ray_actor_options={
+                "runtime_env": {"env_vars": ENGINE_ENVIRONMENT},
+                "num_cpus": rollout.cpus_per_runner,
+                "num_gpus": rollout.gpus_per_runner,
+            },
             health_check_period_s=2.0,
             **_scaled(c.engine),
             **stop,

@@ -60,7 +60,7 @@ class Service:
     url: str
     models: Path
     collector: Collector
-    command: subprocess.Popen[bytes]  # `serve run`
+    logs: Path  # of replicas
 
     @property
     def client(self) -> openai.OpenAI:
@@ -109,20 +109,20 @@ def service(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         environment.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
         environment.setenv("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip")
         environment.setenv("OTEL_BSP_SCHEDULE_DELAY", "200")  # milliseconds
-        ray.init(
+        here = ray.init(
             address="local", num_cpus=8, include_dashboard=False, namespace=config.run.namespace, log_to_driver=False,
             _system_config={"metrics_report_interval_ms": 1_000},
         )  # fmt: skip
         try:
-            with serve_run(config, folder) as command:
-                yield Service(config, f"http://127.0.0.1:{port}", models, collector, command)
+            with serve_run(config, folder):
+                yield Service(config, f"http://127.0.0.1:{port}", models, collector, Path(here.address_info["session_dir"], "logs/serve"))
         finally:
             ray.shutdown()
             web.stop()
 
 
 @contextmanager
-def serve_run(config: Config, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+def serve_run(config: Config, folder: Path) -> Iterator[None]:
     """`serve run` with a file such as a RayService holds, until it is interrupted."""
     c = config.serving
     (folder / "config.yaml").write_text(to_yaml(config))
@@ -142,7 +142,7 @@ def serve_run(config: Config, folder: Path) -> Iterator[subprocess.Popen[bytes]]
 
         try:
             wait_until(is_ready)
-            yield run
+            yield
         finally:
             run.send_signal(signal.SIGINT)
             run.wait(60)
@@ -337,6 +337,7 @@ def test_weights_change_and_an_engine_dies_under_load_and_no_request_fails(servi
 
     answers = asyncio.run(load_while(3.0, kill))
     assert set(answers) == {(200, "Adrel")}  # a new engine starts with the newest weights
+    wait_until(lambda: sum("serves weight version 1 of" in log.read_text() for log in service.logs.glob("replica_mmsr_Engine_*.log")) == 2)
     assert engine.stats.remote().result(timeout_s=PATIENCE)["pid"] != pid
 
 
