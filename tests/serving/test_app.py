@@ -109,7 +109,7 @@ def service(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         environment.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
         environment.setenv("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip")
         environment.setenv("OTEL_BSP_SCHEDULE_DELAY", "200")  # milliseconds
-        here = ray.init(
+        here: Any = ray.init(
             address="local", num_cpus=8, include_dashboard=False, namespace=config.run.namespace, log_to_driver=False,
             _system_config={"metrics_report_interval_ms": 1_000},
         )  # fmt: skip
