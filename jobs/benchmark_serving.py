@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import os
 import shutil
 import signal
@@ -18,13 +19,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 from ray import serve
 
 from jobs.benchmark_rows import row
+from jobs.benchmark_weights import ENGINE_GIB, GIB, model_folder
 from mmsr_ray.config import Config
 from mmsr_ray.data.reader import read_samples
 from mmsr_ray.rollout.measure import bare_rate
@@ -32,6 +35,7 @@ from mmsr_ray.serving.app import start
 from mmsr_ray.serving.keys import Keys
 from mmsr_ray.types import Sample
 
+logger = logging.getLogger(__name__)
 CLIENTS_PROGRAM = Path(__file__).with_name("benchmark_clients.py")
 CLIENTS = (1, 16, 64, 256)
 BEYOND = 512  # clients, twice serving.max_requests
@@ -39,6 +43,7 @@ QUESTIONS = 256
 SECONDS = 5.0
 MEANWHILE = 4.0  # seconds after which something happens to the service under load
 SWAPS = 3
+SWAP_SECONDS = 15.0  # of load, enough for SWAPS of them
 PATIENCE = 180.0
 SETTINGS = ("serving.port=8017", "serving.requests_per_minute=0", "serving.model_name=atlas", "serving.agent.max_ongoing_requests=1024")
 Load = dict[str, Any]
@@ -47,7 +52,7 @@ Load = dict[str, Any]
 def serving(config: Config) -> list[dict[str, Any]]:
     """Load, overload, a live swap and two kills with the model of model.path; the overhead with the untrained one of Atlas."""
     samples = read_samples(config.data.train, config.data, questions=QUESTIONS, seed=config.run.seed)
-    rows = _overhead(config, samples)
+    rows = _overheads(config, samples)
     with _service(config) as service, tempfile.TemporaryDirectory() as folder:
         bodies = _bodies(Path(folder), samples, "atlas")
         loads = {clients: service.load(bodies, clients) for clients in CLIENTS}
@@ -70,6 +75,8 @@ class Service:
             if meanwhile:
                 time.sleep(MEANWHILE)
                 meanwhile()  # what it raises stops the measurement
+                if process.poll() is not None:
+                    raise RuntimeError(f"what happens to the service took longer than the {seconds:g} s of load")
             out, _ = ended.result()
         found = json.loads(out)
         sys.stderr.write(f"{clients} clients: {found}\n")
@@ -95,23 +102,45 @@ def _bodies(folder: Path, samples: Sequence[Sample], model: str) -> Path:
     return file
 
 
-def _overhead(config: Config, samples: Sequence[Sample]) -> list[dict[str, Any]]:
-    """Direct answers of 64 tokens: HTTP, ingress, agent and engine against vLLM alone."""
-    untrained = replace(
-        config,
-        model=replace(config.model, path=str(Path(config.atlas.dir, "policy"))),
-        agent=replace(config.agent, max_turn_tokens=64),
-    )
-    bare = bare_rate(untrained, samples, 1, 2, direct=True)
-    with _service(untrained) as service, tempfile.TemporaryDirectory() as folder:
-        ours = service.load(_bodies(Path(folder), samples, "atlas:direct"), 128, seconds=1.5 * SECONDS)
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What both sides of an overhead do: direct answers of `tokens` tokens, a picture each."""
+
+    model: str  # in words
+    clients: int
+    questions: int
+    tokens: int
+    seconds: float  # of load on ours
+
+
+TINY = Work("a model of a million parameters", 128, QUESTIONS, 64, 1.5 * SECONDS)
+HALF = Work("a model of the 0.5B shape, random weights, bf16", 32, 32, 32, 6 * SECONDS)
+
+
+def _overheads(config: Config, samples: Sequence[Sample]) -> list[dict[str, Any]]:
+    """The service costs the same CPU for each request, whatever the model: beside a tiny one it looks large, so there is a larger one."""
+    tiny = Path(config.atlas.dir, "policy")
+    rows = [_overhead(replace(config, model=replace(config.model, path=str(tiny))), samples, TINY)]
+    if (free := psutil.virtual_memory().available / GIB) < ENGINE_GIB:
+        logger.warning("a model of the 0.5B shape: left out, it needs %.1f GiB of free memory and there are %.1f", ENGINE_GIB, free)
+        return rows
+    with tempfile.TemporaryDirectory(dir=config.run.dir) as folder:
+        model = replace(config.model, path=str(model_folder(Path(folder), tiny, "0.5b")), dtype="bfloat16")
+        large = replace(config, model=model, rollout=replace(config.rollout, threads=os.cpu_count() or 1))
+        return [*rows, _overhead(large, samples, HALF)]
+
+
+def _overhead(config: Config, samples: Sequence[Sample], work: Work) -> dict[str, Any]:
+    """HTTP, ingress, agent and engine against vLLM alone."""
+    short = replace(config, agent=replace(config.agent, max_turn_tokens=work.tokens))
+    asked = samples[: work.questions]
+    bare = bare_rate(short, asked, 1, 3, direct=True)
+    with _service(short) as service, tempfile.TemporaryDirectory() as folder:
+        ours = service.load(_bodies(Path(folder), asked, "atlas:direct"), work.clients, seconds=work.seconds)
     _none_failed([ours])
-    return [
-        row(
-            "tokens per second through HTTP, ingress, agent and engine against bare vLLM, 128 clients, direct answers of 64 tokens, a picture each",
-            ours["tokens_per_second"], "tokens/s", "vllm.LLM.generate on the same prompts", bare.per_second, "serving",
-        )
-    ]  # fmt: skip
+    name = f"tokens per second through HTTP, ingress, agent and engine against bare vLLM, {work.model}, {work.clients} clients"
+    return row(f"{name}, direct answers of {work.tokens} tokens, a picture each", ours["tokens_per_second"], "tokens/s",
+               "vllm.LLM.generate on the same prompts", bare.per_second, "serving")  # fmt: skip
 
 
 def _load_rows(loads: dict[int, Load]) -> list[dict[str, Any]]:
@@ -156,12 +185,12 @@ def _changes(service: Service, config: Config, bodies: Path, folder: Path) -> li
         return lambda: os.kill(handle.stats.remote().result(timeout_s=PATIENCE)["pid"], signal.SIGKILL)
 
     rows = []
-    for what, happens in (
-        (f"{SWAPS} live weight swaps", swap),
-        ("kill -9 of the only agent", kill("Agent")),
-        ("kill -9 of the only engine", kill("Engine")),
+    for what, happens, seconds in (
+        (f"{SWAPS} live weight swaps", swap, SWAP_SECONDS),
+        ("kill -9 of the only agent", kill("Agent"), SECONDS),
+        ("kill -9 of the only engine", kill("Engine"), SECONDS),
     ):
-        load = service.load(bodies, 16, meanwhile=happens)
+        load = service.load(bodies, 16, seconds=seconds, meanwhile=happens)
         _none_failed([load])
         sent = float(sum(load["statuses"].values()))
         rows.append(row(f"requests answered across {what}, 16 clients", load["statuses"]["200"], "requests", "sent", sent, "serving"))

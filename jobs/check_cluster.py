@@ -65,7 +65,7 @@ def asked(document: Document, config: Config) -> list[dict[str, float]]:
     tools = [resources(config.tools.node)] * (config.tools.actors + 1) if config.tools.node else []
     runner = {"CPU": config.rollout.cpus_per_runner, "GPU": config.rollout.gpus_per_runner} | resources(config.rollout.node)
     if document["kind"] == "RayService":
-        return [*tools, *[runner] * config.serving.engine.min_replicas]
+        return [*tools, *[runner] * (config.serving.engine.min_replicas * (1 + len(config.serving.models)))]
     elastic = [runner] * max(config.rollout.max_runners - config.rollout.num_runners, 0)
     driver = {"CPU": float(document["spec"].get("entrypointNumCpus", 1))}
     return [driver, *tools, *bundles(config).bundles, *elastic]

@@ -23,7 +23,7 @@ from ray import serve
 from jobs.atlas_stage import world
 from jobs.command import run_job
 from mmsr_ray.config import Config, to_yaml
-from mmsr_ray.serving.app import start
+from mmsr_ray.serving.app import drain, start
 from mmsr_ray.serving.keys import Keys
 
 logger = logging.getLogger("serve")
@@ -43,6 +43,8 @@ def serve_until_told(config: Config) -> Path:
             start(here, keys)
             logger.info("http://%s:%d answers; API keys: %s", here.serving.host, here.serving.port, "needed" if keys.needed else "none")
             stop.wait()
+            logger.info("told to stop: who is inside is answered, for serving.shutdown_seconds=%g at most", config.serving.shutdown_seconds)
+            drain(here)
         finally:
             serve.shutdown()
     return folder

@@ -36,6 +36,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the jobs package, when this file is run as a script
 
@@ -44,6 +45,7 @@ from jobs.submission import Driver, again, identity_of
 log = logging.getLogger("submit")
 ROOT = Path(__file__).resolve().parent.parent
 START_SECONDS = 90.0
+JOB_SECONDS = 35  # between SIGTERM and SIGKILL for a job: the default serving.shutdown_seconds, and a little
 STOP_SECONDS = 40.0  # Ray drains a node for up to 30
 DASHBOARD = ROOT / "cluster" / "monitoring" / "mmsr.json"  # for the Grafana that Ray's dashboard embeds
 
@@ -91,6 +93,7 @@ class LocalRay:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.token),
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_JOB_STOP_WAIT_TIME_S": str(JOB_SECONDS),
             "RAY_METRICS_GRAFANA_DASHBOARD_OUTPUT_DIR": str(self.dashboards),
             "VLLM_NO_USAGE_STATS": "1",
             "PYTHONUNBUFFERED": "1",
@@ -109,15 +112,35 @@ class LocalRay:
 
     def answers(self) -> bool:
         """Is our Ray up? Raises SubmitError when somebody else holds the port."""
-        token = self.token.read_text() if self.token.is_file() else ""
-        request = urllib.request.Request(f"{self.address}/api/version", headers={"Authorization": f"Bearer {token}"})
         try:
-            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=5) as answer:
-                return "ray_version" in json.load(answer)
+            return "ray_version" in self._ask("/api/version")
         except (urllib.error.HTTPError, json.JSONDecodeError) as error:
             raise SubmitError(f"Port {self.port} is taken by another program: choose another with --port.") from error
         except OSError:
             return False
+
+    def _ask(self, path: str, method: str = "GET") -> Any:
+        """What the dashboard says. Raises OSError, json.JSONDecodeError."""
+        token = self.token.read_text() if self.token.is_file() else ""
+        request = urllib.request.Request(self.address + path, headers={"Authorization": f"Bearer {token}"}, method=method)
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=5) as answer:
+            return json.load(answer)
+
+    def running(self) -> list[str]:
+        """The jobs that have not ended."""
+        jobs = self._ask("/api/jobs/")
+        return [job["submission_id"] for job in jobs if job["submission_id"] and job["status"] in ("PENDING", "RUNNING")]
+
+    def end_jobs(self) -> None:
+        """SIGTERM to every job, and time to act on it: a service answers who has asked."""
+        try:
+            for identity in self.running():
+                self._ask(f"/api/jobs/{identity}/stop", "POST")
+            deadline = time.monotonic() + STOP_SECONDS
+            while self.running() and time.monotonic() < deadline:
+                time.sleep(0.2)
+        except (OSError, json.JSONDecodeError) as error:
+            log.warning("submit: the local Ray does not answer (%s); its jobs end with it", error)
 
     def start(self, num_cpus: int, resources: dict[str, float] | None = None) -> None:
         """Start the head in a session of its own, so that it outlives us where it should. Raises SubmitError."""
@@ -361,6 +384,7 @@ def main() -> int:
                 if ray.pid() is None:
                     log.info("submit: no local Ray runs")
                 else:
+                    ray.end_jobs()
                     ray.stop(keep_logs=True)
             return 0
         if not entrypoint:

@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 from ray.serve.handle import DeploymentHandle
@@ -16,38 +17,53 @@ from mmsr_ray.config import from_dict
 from mmsr_ray.rollout.engine import load_codec
 from mmsr_ray.serving.answering import batches
 from mmsr_ray.serving.events import Event
-from mmsr_ray.serving.ports import ServedEngine, ServedTools, called
-from mmsr_ray.types import Sample, Sampling
+from mmsr_ray.serving.logs import log_beside_serve
+from mmsr_ray.serving.models import models_of
+from mmsr_ray.serving.paid import PaidTools
+from mmsr_ray.serving.ports import Question, ServedEngine, ServedTools, called
+from mmsr_ray.serving.quotas import SharedQuotas
 
 
 class Agent:
-    async def __init__(self, settings: dict[str, Any], engine: DeploymentHandle, searches: DeploymentHandle) -> None:
+    async def __init__(
+        self,
+        settings: dict[str, Any],
+        engines: dict[str, DeploymentHandle],
+        searches: DeploymentHandle,
+        book_keeper: DeploymentHandle | None = None,
+    ) -> None:
+        """`engines` by the names of `models_of`."""
+        log_beside_serve()
         self._config = from_dict(settings)
-        self._engine_handle, self._searches = engine, searches
-        self._engine = ServedEngine(engine, self._config.serving.turn_attempts)
+        self._handles, self._searches = engines, searches
+        self._engines = {name: ServedEngine(engine, self._config.serving.turn_attempts) for name, engine in engines.items()}
         self._tools = ServedTools(searches)
-        self._codec = await asyncio.to_thread(load_codec, self._config)
+        self._quotas = SharedQuotas(book_keeper) if book_keeper else None
+        self._codecs = {name: await asyncio.to_thread(load_codec, own) for name, own in models_of(self._config).items()}
         self._prompts = PromptSet.load(self._config.agent.prompts)
 
-    async def run(self, sample: Sample, workflow: str, sampling: Sampling) -> AsyncIterator[list[Event]]:
+    async def run(self, question: Question) -> AsyncIterator[list[Event]]:
         """The events of one episode as they happen (`answering.batches`)."""
-        async with aclosing(self._begun(sample, workflow, sampling)) as told:
+        async with aclosing(self._begun(question)) as told:
             async for batch in told:
                 yield batch
 
-    async def ask(self, sample: Sample, workflow: str, sampling: Sampling) -> list[Event]:
+    async def ask(self, question: Question) -> list[Event]:
         """The same once it is over: one message, where nobody watches."""
-        async with aclosing(self._begun(sample, workflow, sampling)) as told:
+        async with aclosing(self._begun(question)) as told:
             return [event async for batch in told for event in batch]
 
-    def _begun(self, sample: Sample, workflow: str, sampling: Sampling) -> AsyncGenerator[list[Event], None]:
-        return batches(sample, workflow, self._engine, self._codec, Parts(self._tools, self._prompts, self._config.agent, sampling))
+    def _begun(self, question: Question) -> AsyncGenerator[list[Event], None]:
+        tools = PaidTools(self._tools, partial(self._quotas.charge, question.payer)) if self._quotas else self._tools
+        parts = Parts(tools, self._prompts, self._config.agent, question.sampling)
+        return batches(question.sample, question.workflow, self._engines[question.model], self._codecs[question.model], parts)
 
     async def stats(self) -> dict[str, int]:
         """`pid` of this replica."""
         return {"pid": os.getpid()}
 
     async def ready(self) -> None:
-        """Returns when an engine and the searches answer."""
-        await called(self._engine_handle.stats.remote())
+        """Returns when an engine of each model and the searches answer."""
+        for engine in self._handles.values():
+            await called(engine.stats.remote())
         await called(self._searches.stats.remote())

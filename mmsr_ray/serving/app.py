@@ -1,19 +1,24 @@
-"""The application: five deployments, each scaled on its own, put together from one config.
+"""The application: deployments that scale on their own, put together from one config.
 
     serve run mmsr_ray.serving.app:build config=jobs/configs/mine.yaml model.path=/models/policy
     make serve                                     (jobs/serve.py: Atlas with its web)
 
-Ingress (HTTP) -> Agent (episodes) -> Engine (tokens) and Searches (tool actors); Weights says what engines serve.
+Ingress (HTTP) -> Agent (episodes) -> Engine (tokens) and Searches (tool actors); Weights says what engines serve. Each of several
+models has an Engine and a Weights of its own (models.py): those of others than the first are called Engine-NAME and Weights-NAME.
 """
 
 from __future__ import annotations
 
+import logging
 import os
+import time
 from functools import partial
 from typing import Any
 
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.config import AutoscalingConfig
+from ray.serve.exceptions import RayServeException
 
 from mmsr_ray.agent.prompts import PromptSet
 from mmsr_ray.config import Config, ConfigError, load, to_dict
@@ -22,41 +27,57 @@ from mmsr_ray.serving.agent import Agent
 from mmsr_ray.serving.engine import Engine
 from mmsr_ray.serving.ingress import Ingress
 from mmsr_ray.serving.keys import Keys
+from mmsr_ray.serving.models import models_of
 from mmsr_ray.serving.quotas import BookKeeper
 from mmsr_ray.serving.searches import Searches
 from mmsr_ray.serving.settings import ScaleConfig
 from mmsr_ray.serving.weights import Weights
 
+logger = logging.getLogger(__name__)
+NAME = "mmsr"  # of the application
+LOOK_SECONDS = 0.2  # between two looks at who is inside
+ASK_SECONDS = 10.0  # for an ingress to answer
 MANY = 100_000  # calls of deployments that wait and do not compute
 SPARE = 512  # requests beyond serving.max_requests that are let in, to be told that there are too many
-# Of every replica. Nothing here blocks its event loop, so calls need no hops between Serve's threads: on a small machine those and a
-# line of log for each call cost more than the calls.
+# Of every replica. Nothing here blocks its event loop, so calls need no hops between Serve's threads: on a small machine those cost
+# more than the calls.
 ENVIRONMENT = {
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
-    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
 }
+# vLLM's own set-up of logging closes the handlers of whoever is there: Serve's log of the replica would end.
+ENGINE_ENVIRONMENT = ENVIRONMENT | {"VLLM_CONFIGURE_LOGGING": "0"}
 QUIET = {"enable_access_log": False}  # measures and traces say more
 
 
 def application(config: Config, keys: Keys) -> serve.Application:
     """What `serve.run` takes. Raises CodecError and PromptError for a model or prompts that cannot be used."""
-    load_codec(config)
+    models = models_of(config)
+    for own in models.values():
+        load_codec(own)
     PromptSet.load(config.agent.prompts)
     c, rollout, settings = config.serving, config.rollout, to_dict(config)
     stop: dict[str, Any] = {"graceful_shutdown_timeout_s": c.shutdown_seconds, "graceful_shutdown_wait_loop_s": 0.5}
-    environment: dict[str, Any] = {"runtime_env": {"env_vars": ENVIRONMENT}}
-    idle = environment | {"num_cpus": 0}
+    idle: dict[str, Any] = {"runtime_env": {"env_vars": ENVIRONMENT}, "num_cpus": 0}
     deployment: Any = partial(serve.deployment, logging_config=QUIET)
-    weights = deployment(Weights, name="Weights", num_replicas=1, max_ongoing_requests=MANY, ray_actor_options=idle).bind(settings)
-    engine = deployment(
-        Engine,
-        name="Engine",
-        ray_actor_options=environment | {"num_cpus": rollout.cpus_per_runner, "num_gpus": rollout.gpus_per_runner},
-        health_check_period_s=2.0,
-        **_scaled(c.engine),
-        **stop,
-    ).bind(settings, weights)
+    weights: dict[str, Any] = {}
+    engines: dict[str, Any] = {}
+    for name, own in models.items():
+        suffix = "" if own is config else f"-{name}"
+        ours = deployment(Weights, name=f"Weights{suffix}", num_replicas=1, max_ongoing_requests=MANY, ray_actor_options=idle)
+        weights[name] = ours.bind(to_dict(own))
+        engines[name] = deployment(
+            Engine,
+            name=f"Engine{suffix}",
+            ray_actor_options={
+                "runtime_env": {"env_vars": ENGINE_ENVIRONMENT},
+                "num_cpus": rollout.cpus_per_runner,
+                "num_gpus": rollout.gpus_per_runner,
+            },
+            health_check_period_s=2.0,
+            **_scaled(c.engine),
+            **stop,
+        ).bind(to_dict(own), weights[name])
     searches = deployment(Searches, name="Searches", num_replicas=1, max_ongoing_requests=MANY, ray_actor_options=idle, **stop)
     agent = deployment(Agent, name="Agent", ray_actor_options=idle, **_scaled(c.agent), **stop)
     ingress = deployment(
@@ -67,11 +88,11 @@ def application(config: Config, keys: Keys) -> serve.Application:
         ray_actor_options=idle,
         **stop,
     )
-    parts = [settings, agent.bind(settings, engine, searches.bind(settings)), weights, keys.entries]
-    if c.ingress_replicas > 1:
+    shared: list[Any] = []
+    if c.ingress_replicas > 1 or c.budget_usd:
         book_keeper = deployment(BookKeeper, name="BookKeeper", num_replicas=1, max_ongoing_requests=MANY, ray_actor_options=idle)
-        parts.append(book_keeper.bind(settings))
-    return ingress.bind(*parts)
+        shared.append(book_keeper.bind(settings))
+    return ingress.bind(settings, agent.bind(settings, engines, searches.bind(settings), *shared), weights, keys.entries, *shared)
 
 
 def _scaled(scale: ScaleConfig) -> dict[str, Any]:
@@ -96,8 +117,28 @@ def build(args: dict[str, str]) -> serve.Application:
     return application(config, Keys.read(config.serving, os.environ))
 
 
-def start(config: Config, keys: Keys, *, name: str = "mmsr") -> None:
+def start(config: Config, keys: Keys, *, name: str = NAME) -> None:
     """Run the application on the Ray that this process is connected to; returns when questions are answered."""
     c = config.serving
     serve.start(http_options={"host": c.host, "port": c.port, "request_timeout_s": c.request_seconds + 30})
     serve.run(application(config, keys), name=name, route_prefix="/")
+
+
+def drain(config: Config, *, name: str = NAME) -> None:
+    """Before `serve.shutdown`: nobody new is let in, and who is inside has serving.shutdown_seconds to be answered.
+
+    Serve by itself ends its proxies first, and with them every connection, and all deployments at once, so that an episode finds no
+    engine for its next turn.
+    """
+    ingress = serve.get_deployment_handle("Ingress", name)
+    deadline = time.monotonic() + config.serving.shutdown_seconds
+    try:
+        ingress.broadcast("close").results(timeout_s=ASK_SECONDS)
+        while inside := sum(ingress.broadcast("inside").results(timeout_s=ASK_SECONDS)):
+            if time.monotonic() > deadline:
+                logger.warning("%d requests did not end within serving.shutdown_seconds", inside)
+                break
+            time.sleep(LOOK_SECONDS)
+    except (RayError, RayServeException, TimeoutError) as error:  # whoever is lost has nobody inside
+        logger.warning("an ingress does not answer, its requests are cut off: %s", error)
+    serve.delete(name)  # the proxies stay meanwhile: what was answered gets through

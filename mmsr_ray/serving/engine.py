@@ -19,6 +19,7 @@ from ray.serve.handle import DeploymentHandle
 
 from mmsr_ray.config import from_dict
 from mmsr_ray.rollout.engine import EngineDead, VLLMEngine
+from mmsr_ray.serving.logs import log_beside_serve
 from mmsr_ray.serving.weights import serving_store
 from mmsr_ray.types import Generation, Picture, Sampling
 
@@ -29,6 +30,7 @@ ASK_SECONDS = 120.0  # to be told which weights are wanted: they may have to be 
 
 class Engine:
     async def __init__(self, settings: dict[str, Any], weights: DeploymentHandle) -> None:
+        log_beside_serve()
         config = from_dict(settings)
         self._weights, self._id, self._path = weights, uuid.uuid4().hex[:8], ""
         self._engine = VLLMEngine(config, serving_store(config), config.run.namespace)
@@ -69,7 +71,7 @@ class Engine:
         if wanted > 0 and wanted != version:
             seconds = await self._engine.sync(wanted)
             self._path = path
-            logger.info("weight version %d after %.2f s", wanted, seconds["total"])
+            logger.info("engine %s serves weight version %d of %s, after %.2f s", self._id, wanted, path, seconds["total"])
 
     async def _exit(self, error: EngineDead) -> None:
         logger.critical("this replica exits, to be replaced: %s", error)

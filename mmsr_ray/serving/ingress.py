@@ -29,14 +29,15 @@ from mmsr_ray.serving.completions import DONE, Frame, chunk, completion, delta, 
 from mmsr_ray.serving.errors import Refused
 from mmsr_ray.serving.events import Event, Failed, Finished, Started
 from mmsr_ray.serving.keys import Caller, Keys
-from mmsr_ray.serving.limits import Quotas, Room
+from mmsr_ray.serving.limits import STOPPING, Quotas, Room
+from mmsr_ray.serving.logs import log_beside_serve
 from mmsr_ray.serving.measures import Exported
 from mmsr_ray.serving.observers import Observers, observed
 from mmsr_ray.serving.openapi import document
 from mmsr_ray.serving.page import HEADERS, PATHS, page_file
-from mmsr_ray.serving.ports import called
+from mmsr_ray.serving.ports import Question, called
 from mmsr_ray.serving.quotas import KeysQuotas, OwnQuotas, SharedQuotas
-from mmsr_ray.serving.requests import Asked, model_names, read_agent, read_chat, read_json
+from mmsr_ray.serving.requests import Asked, model_names, no_such_model, read_agent, read_chat, read_json
 from mmsr_ray.serving.tracing import open_tracer
 from mmsr_ray.tools.errors import ProviderError, Redactor
 from mmsr_ray.tools.http import open_http
@@ -47,7 +48,6 @@ READY_SECONDS = 5.0
 ADMIN_SECONDS = 300.0
 _STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 Events = AsyncGenerator[Event, None]
-Question = tuple[Sample, str, Sampling]  # and its workflow
 
 api = FastAPI(title="mmsr-ray", docs_url=None, redoc_url=None, openapi_url=None)
 
@@ -122,14 +122,15 @@ class Ingress:
         self,
         settings: dict[str, Any],
         agent: DeploymentHandle,
-        weights: DeploymentHandle,
+        weights: dict[str, DeploymentHandle],
         keys: list[str],
         book_keeper: DeploymentHandle | None = None,
     ) -> None:
-        """`keys`: entries of `Keys`, hashes alone. `book_keeper`: where there are several ingresses (quotas.py)."""
+        """`weights`: by model, the first is meant where none is named. `keys`: entries of `Keys`, hashes alone. `book_keeper`: where quotas.py needs one."""
+        log_beside_serve()
         self._config = from_dict(settings)
         self._c = self._config.serving
-        self._agent, self._weights = agent, weights
+        self._agent, self._weights, self._models = agent, weights, list(weights)
         exported = Exported(self._c.max_requests // self._c.ingress_replicas)
         self._keys, self._room = Keys(keys), Room(self._c)
         self._quotas: KeysQuotas = SharedQuotas(book_keeper) if book_keeper else OwnQuotas(Quotas(self._c))
@@ -142,8 +143,8 @@ class Ingress:
     async def chat(self, request: Request) -> Response:
         with self._observers.understanding(request.headers):
             caller = self._caller(request)
-            asked = read_chat(await self._json(request), self._c.model_name, self._config.data, self._c.history_chars)
-        frame = Frame(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), asked.model)
+            asked = read_chat(await self._json(request), self._models, self._config.data, self._c.history_chars)
+        frame = Frame(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), asked.called)
         first, events = await self._begun(asked, caller, frame.id, request)
         if asked.stream:
             return _stream(_chunks(frame, asked, first, events))
@@ -153,7 +154,7 @@ class Ingress:
     async def agent(self, request: Request) -> Response:
         with self._observers.understanding(request.headers):
             caller = self._caller(request)
-            asked = read_agent(await self._json(request), self._config.data)
+            asked = read_agent(await self._json(request), self._models, self._config.data)
         first, events = await self._begun(asked, caller, f"ask-{uuid.uuid4().hex}", request)
         return _stream(_as_sent(first, events))
 
@@ -176,10 +177,8 @@ class Ingress:
             sampling = Sampling(asked.temperature, asked.max_tokens or self._config.agent.max_turn_tokens, asked.seed)
             told = self._as_it_happens if asked.stream else self._when_it_is_over
             try:
-                async with aclosing(told((sample, asked.workflow, sampling), deadline)) as events:
+                async with aclosing(told(Question(sample, asked.model, asked.workflow, sampling, caller.name), deadline)) as events:
                     async for event in events:
-                        if isinstance(event, Finished):
-                            await self._quotas.charge(caller.name, event.cost_usd)
                         yield event
             except TimeoutError:
                 yield Failed("timeout", f"no answer within {self._c.request_seconds:g} s")
@@ -191,7 +190,7 @@ class Ingress:
         """An agent whose replica dies is replaced by another as long as nothing but Started was said. Raises RayError, TimeoutError."""
         said = 0
         for attempt in range(1, self._c.turn_attempts + 1):
-            stream: Any = self._agent.options(stream=True).run.remote(*question)
+            stream: Any = self._agent.options(stream=True).run.remote(question)
             try:
                 while True:
                     for event in await asyncio.wait_for(anext(stream), deadline - time.monotonic()):
@@ -211,7 +210,7 @@ class Ingress:
         """All at once; an agent whose replica dies is replaced by another. Raises RayError, TimeoutError."""
         for attempt in range(1, self._c.turn_attempts + 1):
             try:
-                events = await asyncio.wait_for(called(self._agent.ask.remote(*question)), deadline - time.monotonic())
+                events = await asyncio.wait_for(called(self._agent.ask.remote(question)), deadline - time.monotonic())
             except RayActorError:
                 if attempt == self._c.turn_attempts:
                     raise
@@ -234,15 +233,23 @@ class Ingress:
 
     # ------------------------------------------------------------------------------------------------ the rest
 
+    async def close(self) -> None:
+        """From now on nobody is let in; who is inside is answered (app.stop)."""
+        self._room.closed = True
+
+    async def inside(self) -> int:
+        """Requests that run or wait."""
+        return self._room.open
+
     @api.get("/v1/models")
     async def models(self, request: Request) -> dict[str, Any]:
         self._caller(request)
-        names = model_names(self._c.model_name)
+        names = model_names(self._models)
         return {"object": "list", "data": [{"id": name, "object": "model", "created": 0, "owned_by": "mmsr-ray"} for name in names]}
 
     @api.get("/openapi.json")
     async def openapi(self) -> dict[str, Any]:
-        return document(self._c.model_name, self._config.data)
+        return document(self._models, self._config.data)
 
     @api.get("/healthz")
     async def healthz(self) -> Response:
@@ -251,6 +258,8 @@ class Ingress:
     @api.get("/readyz")
     async def readyz(self) -> Response:
         """200 when a question would be answered."""
+        if self._room.closed:
+            raise Refused("unavailable", STOPPING, retry_after=self._c.retry_after_seconds)
         try:
             await asyncio.wait_for(called(self._agent.ready.remote()), READY_SECONDS)
         except (TimeoutError, RayError, RayServeException):
@@ -259,13 +268,14 @@ class Ingress:
 
     @api.post("/admin/weights")
     async def bring_in(self, request: Request) -> dict[str, Any]:
-        """{"path": a model folder on the service's nodes}: its weights are served, one engine first, then by all."""
+        """{"path": a model folder on the service's nodes, "model": whose weights}: they are served, one engine first, then by all."""
         self._admin(request)
-        path = (await self._json(request)).get("path")
+        body = await self._json(request)
+        weights, path = self._weights_of(body.get("model", self._models[0])), body.get("path")
         if not isinstance(path, str) or not path:
             raise Refused("bad_request", "path must be a folder")
         try:
-            version = await asyncio.wait_for(called(self._weights.bring_in.remote(path)), ADMIN_SECONDS)
+            version = await asyncio.wait_for(called(weights.bring_in.remote(path)), ADMIN_SECONDS)
         except RayTaskError as error:
             if isinstance(error.cause, Refused):
                 raise error.cause from None
@@ -277,7 +287,12 @@ class Ingress:
     @api.get("/admin/weights")
     async def weights(self, request: Request) -> dict[str, Any]:
         self._admin(request)
-        return await called(self._weights.state.remote())
+        return await called(self._weights_of(request.query_params.get("model", self._models[0])).state.remote())
+
+    def _weights_of(self, model: Any) -> DeploymentHandle:
+        if model not in self._models:
+            raise no_such_model(self._models)
+        return self._weights[model]
 
     def _admin(self, request: Request) -> None:
         if not self._caller(request).admin:

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from mmsr_ray.serving.errors import Refused
 from mmsr_ray.serving.settings import ServingConfig
 
+STOPPING = "the service stops: try again in a while"
+
 
 class Quotas:
     """What each key may ask of the whole service."""
@@ -51,10 +53,13 @@ class Room:
     def __init__(self, c: ServingConfig) -> None:
         self._most, self._retry = c.max_requests // c.ingress_replicas, c.retry_after_seconds
         self.open = 0
+        self.closed = False  # the service stops
 
     @contextmanager
     def inside(self) -> Iterator[None]:
         """One of the requests that run or wait. Raises Refused where there are too many."""
+        if self.closed:
+            raise Refused("unavailable", STOPPING, retry_after=self._retry)
         if self.open >= self._most:
             raise Refused("overloaded", f"the service is busy: try again in {self._retry} s", retry_after=self._retry)
         self.open += 1

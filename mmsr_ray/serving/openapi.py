@@ -6,6 +6,7 @@ the routes and fuzz the running service with it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import mmsr_ray
@@ -28,11 +29,11 @@ _EVENTS: Schema = {  # of a stream, each
 _REFUSALS_OF_QUESTIONS = (400, 401, 404, 413, 429, 500, 503, 504)
 
 
-def document(model_name: str, limits: DataConfig) -> Schema:
+def document(models: Sequence[str], limits: DataConfig) -> Schema:
     return {
         "openapi": "3.1.0",
         "info": {"title": "mmsr-ray", "version": mmsr_ray.__version__, "description": "A model that searches before it answers."},
-        "paths": _paths(model_name, limits),
+        "paths": _paths(models, limits),
         "components": {
             "schemas": {"Error": _error()},
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer", "description": "Needed where the service has API keys"}},
@@ -41,7 +42,7 @@ def document(model_name: str, limits: DataConfig) -> Schema:
     }
 
 
-def _paths(model_name: str, limits: DataConfig) -> Schema:
+def _paths(models: Sequence[str], limits: DataConfig) -> Schema:
     text = {"text/plain": {"schema": {"type": "string"}}}
     return {
         "/v1/chat/completions": {
@@ -52,7 +53,7 @@ def _paths(model_name: str, limits: DataConfig) -> Schema:
                     "text/event-stream": {"schema": _EVENTS},
                 },
                 _REFUSALS_OF_QUESTIONS,
-                _chat(model_name, limits),
+                _chat(models, limits),
             )
         },
         "/v1/agent": {
@@ -60,7 +61,7 @@ def _paths(model_name: str, limits: DataConfig) -> Schema:
                 "An answer, with what leads to it as it happens",
                 {"text/event-stream": {"schema": _EVENTS}},
                 _REFUSALS_OF_QUESTIONS,
-                _agent(limits),
+                _agent(models, limits),
             )
         },
         "/v1/models": {"get": _operation("The models", {"application/json": {"schema": _models()}}, (401,))},
@@ -68,12 +69,16 @@ def _paths(model_name: str, limits: DataConfig) -> Schema:
         "/readyz": {"get": _operation("Ready for questions", text, (503,))},
         "/openapi.json": {"get": _operation("This document", {"application/json": {"schema": {"type": "object"}}})},
         "/admin/weights": {
-            "get": _operation("Weights that are served", {"application/json": {"schema": _state()}}, (401, 403, 503)),
+            "get": _operation("Weights that are served", {"application/json": {"schema": _state()}}, (401, 403, 404, 503))
+            | {"parameters": [{"name": "model", "in": "query", "schema": {"enum": list(models)}}]},
             "post": _operation(
                 "Serve the weights of another model folder of the same shape",
                 {"application/json": {"schema": _object({"weight_version": {"type": "integer"}})}},
-                (400, 401, 403, 409, 413, 503, 504),
-                _object({"path": {"type": "string", "minLength": 1, "description": "A folder on the service's nodes"}}),
+                (400, 401, 403, 404, 409, 413, 503, 504),
+                _object(
+                    {"path": {"type": "string", "minLength": 1, "description": "A folder on the service's nodes"}},
+                    {"model": {"enum": list(models), "default": models[0]}},
+                ),
             ),
         },
     }
@@ -104,12 +109,15 @@ def _error() -> Schema:
     return _object({"error": inner})
 
 
-def _agent(limits: DataConfig) -> Schema:
+def _agent(models: Sequence[str], limits: DataConfig) -> Schema:
+    named = {"enum": list(models), "default": models[0]}
     question = {"type": "string", "minLength": 1, "maxLength": limits.max_question_chars}
-    return _object({"question": question, "image": _PICTURE}, {"workflow": {"enum": list(WORKFLOWS), "default": "on_demand"}})
+    return _object(
+        {"question": question, "image": _PICTURE}, {"workflow": {"enum": list(WORKFLOWS), "default": "on_demand"}, "model": named}
+    )
 
 
-def _chat(model_name: str, limits: DataConfig) -> Schema:
+def _chat(models: Sequence[str], limits: DataConfig) -> Schema:
     text = _object({"type": {"const": "text"}, "text": {"type": "string", "maxLength": limits.max_question_chars}})
     picture = _object({"type": {"const": "image_url"}, "image_url": _object({"url": _PICTURE})})
     content = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"anyOf": [text, picture]}}]}
@@ -123,7 +131,7 @@ def _chat(model_name: str, limits: DataConfig) -> Schema:
         "seed": {"type": ["integer", "null"], "minimum": 0, "maximum": 2**31 - 1},
         "n": {"enum": [1, None]},
     }
-    return _object({"model": {"enum": model_names(model_name)}, "messages": {"type": "array", "items": message, "minItems": 1}}, optional)
+    return _object({"model": {"enum": model_names(models)}, "messages": {"type": "array", "items": message, "minItems": 1}}, optional)
 
 
 def _completion() -> Schema:

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import random
 import time
+from dataclasses import dataclass
 from typing import Any
 
 from ray.exceptions import RayActorError, RayError
@@ -18,10 +19,21 @@ from ray.serve.handle import DeploymentHandle
 
 from mmsr_ray.agent.ports import EngineError
 from mmsr_ray.rollout.engine import EngineDead
-from mmsr_ray.types import Generation, Picture, Sampling, ToolFailure, ToolKind, ToolResult
+from mmsr_ray.types import Generation, Picture, Sample, Sampling, ToolFailure, ToolKind, ToolResult
 
 logger = logging.getLogger(__name__)
 RETRY_SECONDS = 0.2  # before the second attempt; doubles, with jitter
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What an ingress asks an agent."""
+
+    sample: Sample
+    model: str
+    workflow: str
+    sampling: Sampling
+    payer: str  # name of the key
 
 
 class ServedEngine:

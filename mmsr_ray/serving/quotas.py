@@ -1,4 +1,5 @@
-"""The quotas of keys where there are several ingresses: one deployment that all of them ask. Thin: the counting is `limits.Quotas`.
+"""The quotas of keys: one deployment that all ingresses and agents tell, where there are several or money is counted. Thin: the counting
+is `limits.Quotas`.
 
 Promise: a key's rate and budget hold however many ingresses there are. Where nobody answers, nobody is let in: the money of a key
 is not spent twice because its book-keeper is away. A book-keeper that is replaced starts from nothing.
@@ -28,11 +29,9 @@ class KeysQuotas(Protocol):
         """One request of the key `name`. Raises Refused."""
         ...
 
-    async def charge(self, name: str, cost_usd: float) -> None: ...
-
 
 class OwnQuotas:
-    """Of the only ingress."""
+    """Of the only ingress, where nobody counts money."""
 
     def __init__(self, quotas: Quotas) -> None:
         self._quotas = quotas
@@ -40,12 +39,9 @@ class OwnQuotas:
     async def take(self, name: str) -> None:
         self._quotas.take(name)
 
-    async def charge(self, name: str, cost_usd: float) -> None:
-        self._quotas.charge(name, cost_usd)
-
 
 class SharedQuotas:
-    """Of one ingress of several; `handle` is that of `BookKeeper`."""
+    """Of an ingress or an agent; `handle` is that of `BookKeeper`."""
 
     def __init__(self, handle: DeploymentHandle) -> None:
         self._handle = handle
@@ -60,8 +56,7 @@ class SharedQuotas:
             raise refused
 
     async def charge(self, name: str, cost_usd: float) -> None:
-        if not cost_usd:
-            return
+        """For searches. Never raises: they were made."""
         try:
             await asyncio.wait_for(called(self._handle.charge.remote(name, cost_usd)), ASK_SECONDS)
         except (TimeoutError, RayError, RayServeException) as error:

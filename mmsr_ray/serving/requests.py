@@ -10,6 +10,7 @@ import base64
 import binascii
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +48,8 @@ class Asked:
     seed: int | None = None
     stream: bool = False
     include_usage: bool = False
-    model: str = ""  # as the client called it
+    model: str = ""  # whose answer it is
+    called: str = ""  # as the client called it, workflow included
 
 
 def read_json(body: bytes) -> dict[str, Any]:
@@ -63,16 +65,19 @@ def read_json(body: bytes) -> dict[str, Any]:
     return found
 
 
-def read_agent(body: dict[str, Any], limits: DataConfig) -> Asked:
-    """{"question", "image": data or http(s) URL, "workflow"} of /v1/agent. Raises Refused."""
+def read_agent(body: dict[str, Any], models: Sequence[str], limits: DataConfig) -> Asked:
+    """{"question", "image": data or http(s) URL, "workflow", "model"} of /v1/agent; without a model the first. Raises Refused."""
+    model = body.get("model", models[0])
+    if model not in models:
+        raise no_such_model(models)
     workflow = body.get("workflow", "on_demand")
     if not isinstance(workflow, str) or workflow not in WORKFLOWS:
         raise Refused("bad_request", f"workflow must be one of {', '.join(WORKFLOWS)}")
     image, url = _picture(body.get("image"), "image", limits)
-    return Asked(_question(body.get("question"), "question", limits), workflow, image, url, stream=True)
+    return Asked(_question(body.get("question"), "question", limits), workflow, image, url, stream=True, model=model, called=model)
 
 
-def read_chat(body: dict[str, Any], model_name: str, limits: DataConfig, history_chars: int = 0) -> Asked:
+def read_chat(body: dict[str, Any], models: Sequence[str], limits: DataConfig, history_chars: int = 0) -> Asked:
     """OpenAI's chat completion. Raises Refused.
 
     The last user message is the question; its last picture goes with it, else the latest one before. Of what was said earlier the latest
@@ -92,10 +97,10 @@ def read_chat(body: dict[str, Any], model_name: str, limits: DataConfig, history
     text = _after(earlier, text, min(history_chars, limits.max_question_chars - len(text)))
     image, url = _picture(pictures[-1], "image_url", limits)
     options = body.get("stream_options") or {}
-    model = body.get("model", "")
+    model, workflow = model_and_workflow(body.get("model"), models)
     return Asked(
         text,
-        workflow_of(model, model_name),
+        workflow,
         image,
         url,
         temperature=_number(body, "temperature", 0.0, 2.0) or 0.0,
@@ -104,20 +109,27 @@ def read_chat(body: dict[str, Any], model_name: str, limits: DataConfig, history
         stream=body.get("stream") is True,
         include_usage=isinstance(options, dict) and options.get("include_usage") is True,
         model=model,
+        called=body["model"],
     )
 
 
-def workflow_of(model: Any, name: str) -> str:
+def model_and_workflow(called: Any, models: Sequence[str]) -> tuple[str, str]:
     """NAME searches on demand, NAME:direct and NAME:rag do what they say. Raises Refused."""
-    base, _, suffix = model.partition(":") if isinstance(model, str) else ("", "", "")
+    model, _, suffix = called.partition(":") if isinstance(called, str) else ("", "", "")
     workflow = suffix or "on_demand"
-    if base != name or workflow not in WORKFLOWS:
-        raise Refused("model_not_found", f"there is no such model: choose one of {', '.join(model_names(name))}")
-    return workflow
+    if model not in models or workflow not in WORKFLOWS:
+        raise no_such_model(models)
+    return model, workflow
 
 
-def model_names(name: str) -> list[str]:
-    return [name, *(f"{name}:{workflow}" for workflow in WORKFLOWS if workflow != "on_demand")]
+def no_such_model(models: Sequence[str]) -> Refused:
+    return Refused("model_not_found", f"there is no such model: choose one of {', '.join(model_names(models))}")
+
+
+def model_names(models: Sequence[str]) -> list[str]:
+    """All that a request may call: each model by itself and with a workflow."""
+    others = [workflow for workflow in WORKFLOWS if workflow != "on_demand"]
+    return [name for model in models for name in (model, *(f"{model}:{workflow}" for workflow in others))]
 
 
 def _last_user_message(messages: Any) -> tuple[str, list[Any], list[str]]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass, field
+
+_NAME = re.compile(r"[A-Za-z0-9_.-]+")  # no colon: what follows one chooses the workflow
 
 
 @dataclass
@@ -23,6 +26,7 @@ class ServingConfig:
     host: str = "127.0.0.1"  # anything but a loopback address needs API keys
     port: int = 8000
     model_name: str = "mmsr"  # what clients call the model; NAME:direct and NAME:rag choose another workflow
+    models: dict[str, str] = field(default_factory=dict)  # others behind the same endpoint: NAME: model folder; each has engines of its own
     ingress_replicas: int = 1  # each lets its part of max_requests in; a key's quotas are counted in one place
     agent: ScaleConfig = field(default_factory=ScaleConfig)
     engine: ScaleConfig = field(default_factory=lambda: ScaleConfig(max_ongoing_requests=128, target_ongoing_requests=32.0))
@@ -57,8 +61,11 @@ def complaint(c: ServingConfig) -> str:
             return f"serving.{name}: min_replicas must be at least 1 and at most max_replicas"
         if scale.max_ongoing_requests < 1 or scale.target_ongoing_requests <= 0:
             return f"serving.{name}: max_ongoing_requests and target_ongoing_requests must be positive"
-    if not c.model_name or ":" in c.model_name:
-        return "serving.model_name must be a name without a colon: what follows one chooses the workflow"
+    for name in (c.model_name, *c.models):
+        if not _NAME.fullmatch(name):
+            return f"serving.model_name and the names of serving.models are letters, digits, dots, dashes and underscores: {name!r} is not"
+    if c.model_name in c.models or not all(c.models.values()):
+        return "serving.models holds other models than serving.model_name, each with its folder"
     if c.ingress_replicas < 1 or c.max_requests < c.ingress_replicas or c.turn_attempts < 1:
         return "serving.ingress_replicas and turn_attempts must be at least 1, max_requests at least as many as ingress_replicas"
     if min(c.request_seconds, c.image_url_seconds, c.watch_seconds, c.ready_seconds, c.shutdown_seconds) <= 0 or c.body_bytes < 1:

@@ -16,11 +16,13 @@ from typing import Any
 
 import ray
 import torch
+from ray.exceptions import RayError
 from safetensors import SafetensorError, safe_open
 
 from mmsr_ray.config import Config, from_dict
 from mmsr_ray.serving.canary import Canary
 from mmsr_ray.serving.errors import Refused
+from mmsr_ray.serving.logs import log_beside_serve
 from mmsr_ray.weights.publisher import buckets
 from mmsr_ray.weights.store import publish, start_store, store_name
 from mmsr_ray.weights.transfer import checkpoint_files
@@ -32,12 +34,13 @@ Shapes = dict[str, tuple[tuple[int, ...], str]]
 
 
 def serving_store(config: Config) -> str:
-    """Name of the service's weight store: not that of a training run of the same name."""
-    return store_name(f"serving-{config.run.name}")
+    """Name of a served model's weight store: not that of a training run of the same name."""
+    return store_name(f"serving-{config.run.name}-{config.serving.model_name}")
 
 
 class Weights:
     def __init__(self, settings: dict[str, Any]) -> None:
+        log_beside_serve()
         self._config = from_dict(settings)
         self._store = start_store(serving_store(self._config), self._config.run.namespace)
         self._canary = Canary(2 * self._config.rollout.sync_seconds)
@@ -46,6 +49,8 @@ class Weights:
         self._refs: dict[int, list[ray.ObjectRef]] = {}  # of the versions that engines may still pull
         self._one_at_a_time = asyncio.Lock()
         self._watching: asyncio.Task[None] | None = None
+        watched = self._config.serving.weights_watch
+        self._seen = _mark(Path(watched)) if watched == self._config.model.path else ()  # before any engine loads it
 
     async def wanted(self, engine: str, version: int, path: str) -> tuple[int, str]:
         """The version that an engine should serve, and the folder it comes from. It reports what it serves now."""
@@ -56,7 +61,10 @@ class Weights:
                     self._canary.proven = self._canary.target = version
         if self._watching is None and self._config.serving.weights_watch:
             self._watching = asyncio.create_task(self._watch(Path(self._config.serving.weights_watch)))
+        before = self._canary.proven
         wanted = self._canary.wanted(engine, version)
+        if self._canary.proven != before:
+            logger.info("weight version %d: engine %s serves it, so all will", self._canary.proven, engine)
         return wanted, self._paths.get(wanted, "")
 
     async def gone(self, engine: str) -> None:
@@ -90,8 +98,7 @@ class Weights:
 
     async def _watch(self, folder: Path) -> None:
         """Bring in what appears in `folder`, once it has stayed the same for one look."""
-        served = _mark(folder) if str(folder) == self._config.model.path else ()
-        last = served
+        served = last = self._seen
         while True:
             await asyncio.sleep(self._config.serving.watch_seconds)
             now = await asyncio.to_thread(_mark, folder)
@@ -102,6 +109,8 @@ class Weights:
                 except Refused as refused:
                     logger.warning("%s is not served: %s", folder, refused.message)
                     served = now if refused.code != "weights_busy" else served
+                except (RayError, OSError, SafetensorError) as error:  # the folder changed while it was read, or the store is away
+                    logger.warning("%s is not served yet: %s", folder, error)
             last = now
 
 

@@ -12,9 +12,13 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,17 +27,17 @@ import httpx
 import openai
 import pytest
 import ray
+import yaml
 from ray import serve
 
 from mmsr_ray.agent.episode import run_episode
 from mmsr_ray.agent.prompts import PromptSet
 from mmsr_ray.atlas.prepare import point_at, start_web
 from mmsr_ray.atlas.world import World
-from mmsr_ray.config import AtlasConfig, Config, load
+from mmsr_ray.config import AtlasConfig, Config, load, to_yaml
 from mmsr_ray.observability.dashboard.panels import SERVING
 from mmsr_ray.rollout.engine import VLLMEngine
-from mmsr_ray.serving.app import start
-from mmsr_ray.serving.keys import Keys
+from mmsr_ray.serving.app import drain
 from mmsr_ray.tools.local import LocalTools
 from mmsr_ray.types import Sample, Sampling, Trajectory
 from tests.prometheus import needed, prometheus
@@ -47,6 +51,7 @@ PATIENCE = 180.0
 SAMPLE = next(iter(World(0).samples("test", 1)))
 DATA_URL = "data:image/png;base64," + base64.b64encode(SAMPLE.image).decode()
 FIRST, SECOND = "<reason>Name</reason><answer>Aldo</answer>", "<reason>Name</reason><answer>Adrel</answer>"
+WATCHED = "best"
 
 
 @dataclass
@@ -55,6 +60,7 @@ class Service:
     url: str
     models: Path
     collector: Collector
+    logs: Path  # of replicas
 
     @property
     def client(self) -> openai.OpenAI:
@@ -68,11 +74,12 @@ class Service:
             assert reply.status_code == 200, reply.read()
             return [json.loads(line.removeprefix("data: ")) for line in reply.iter_lines() if line]
 
-    def bring_in(self, folder: Path) -> httpx.Response:
-        return httpx.post(f"{self.url}/admin/weights", json={"path": str(folder)}, timeout=PATIENCE)
+    def bring_in(self, folder: Path, model: str = "atlas") -> httpx.Response:
+        return httpx.post(f"{self.url}/admin/weights", json={"path": str(folder), "model": model}, timeout=PATIENCE)
 
-    def wait_for_version(self, version: int) -> None:
-        wait_until(lambda: httpx.get(f"{self.url}/admin/weights", timeout=PATIENCE).json()["proven"] == version)
+    def wait_for_version(self, version: int, model: str = "atlas") -> None:
+        params = {"model": model}
+        wait_until(lambda: httpx.get(f"{self.url}/admin/weights", params=params, timeout=PATIENCE).json()["proven"] == version)
 
 
 def wait_until(holds: Callable[[], bool]) -> None:
@@ -94,6 +101,7 @@ def service(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         port = probe.getsockname()[1]
     settings = [f"run.dir={folder}", f"model.path={first}", "atlas.enabled=false", f"serving.port={port}", "agent.max_total_tokens=4096"]
     settings += ["agent.max_turn_tokens=3000", "serving.request_seconds=150", "serving.shutdown_seconds=3", "sft.enabled=false"]
+    settings += [f"serving.models.other={models / 'second'}", f"serving.weights_watch={models / WATCHED}", "serving.watch_seconds=0.3"]
     config = load(ROOT / "jobs/configs/serve_atlas.yaml", settings)
     web = start_web(AtlasConfig())
     config.tools = point_at(config.tools, web.base)
@@ -101,17 +109,43 @@ def service(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         environment.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
         environment.setenv("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip")
         environment.setenv("OTEL_BSP_SCHEDULE_DELAY", "200")  # milliseconds
-        ray.init(
+        here: Any = ray.init(
             address="local", num_cpus=8, include_dashboard=False, namespace=config.run.namespace, log_to_driver=False,
             _system_config={"metrics_report_interval_ms": 1_000},
         )  # fmt: skip
         try:
-            start(config, Keys([]))
-            yield Service(config, f"http://127.0.0.1:{port}", models, collector)
+            with serve_run(config, folder):
+                yield Service(config, f"http://127.0.0.1:{port}", models, collector, Path(here.address_info["session_dir"], "logs/serve"))
         finally:
-            serve.shutdown()
             ray.shutdown()
             web.stop()
+
+
+@contextmanager
+def serve_run(config: Config, folder: Path) -> Iterator[None]:
+    """`serve run` with a file such as a RayService holds, until it is interrupted."""
+    c = config.serving
+    (folder / "config.yaml").write_text(to_yaml(config))
+    application: dict[str, Any] = {"name": "mmsr", "route_prefix": "/", "import_path": "mmsr_ray.serving.app:build"}
+    application["args"] = {"config": str(folder / "config.yaml"), "serving.requests_per_minute": 0}
+    http = {"host": c.host, "port": c.port, "request_timeout_s": c.request_seconds + 30}
+    (folder / "serve.yaml").write_text(yaml.safe_dump({"http_options": http, "applications": [application]}))
+    command = [str(Path(sys.executable).with_name("serve")), "run", "--address", ray.get_runtime_context().gcs_address]
+    with (folder / "serve.log").open("w") as log, subprocess.Popen([*command, str(folder / "serve.yaml")], stdout=log, stderr=log) as run:
+
+        def is_ready() -> bool:
+            assert run.poll() is None, (folder / "serve.log").read_text()
+            try:
+                return httpx.get(f"http://{c.host}:{c.port}/readyz", timeout=10).is_success
+            except httpx.TransportError:
+                return False
+
+        try:
+            wait_until(is_ready)
+            yield
+        finally:
+            run.send_signal(signal.SIGINT)
+            run.wait(60)
 
 
 def messages() -> list[Any]:
@@ -126,7 +160,11 @@ def test_it_is_ready(service: Service) -> None:
 
 def test_the_openai_client_gets_an_answer_and_its_reasons(service: Service) -> None:
     client = service.client
-    assert [model.id for model in client.models.list()] == ["atlas", "atlas:direct", "atlas:rag"]
+    assert [model.id for model in client.models.list()] == [
+        f"{model}{how}" for model in ("atlas", "other") for how in ("", ":direct", ":rag")
+    ]
+    other = client.chat.completions.create(model="other", messages=messages())
+    assert (other.model, other.choices[0].message.content) == ("other", "Adrel")  # another checkpoint, the same searches
     whole = client.chat.completions.create(model="atlas", messages=messages())
     message = whole.choices[0].message
     assert (message.content, message.to_dict()["reasoning_content"], whole.choices[0].finish_reason) == ("Aldo", "Name\n", "stop")
@@ -284,6 +322,11 @@ def test_weights_change_and_an_engine_dies_under_load_and_no_request_fails(servi
 
     answers = asyncio.run(load_while(4.0, swap))
     assert set(answers) == {(200, "Aldo"), (200, "Adrel")}
+    assert httpx.get(f"{service.url}/admin/weights", params={"model": "other"}, timeout=PATIENCE).json()["proven"] == 0
+    assert service.bring_in(service.models / "first", "other").json() == {"weight_version": 1}
+    service.wait_for_version(1, "other")
+    assert service.ask(model="other")[-2]["text"] == "Aldo"
+    assert service.ask()[-2]["text"] == "Adrel"
 
     engine = serve.get_deployment_handle("Engine", "mmsr")
     pid = engine.stats.remote().result(timeout_s=PATIENCE)["pid"]
@@ -294,12 +337,13 @@ def test_weights_change_and_an_engine_dies_under_load_and_no_request_fails(servi
 
     answers = asyncio.run(load_while(3.0, kill))
     assert set(answers) == {(200, "Adrel")}  # a new engine starts with the newest weights
+    wait_until(lambda: sum("serves weight version 1 of" in log.read_text() for log in service.logs.glob("replica_mmsr_Engine_*.log")) == 2)
     assert engine.stats.remote().result(timeout_s=PATIENCE)["pid"] != pid
 
 
 def test_a_client_that_goes_away_takes_its_turn_out_of_the_engine(service: Service) -> None:
     service.wait_for_version(1)
-    assert service.bring_in(service.models / "endless").json() == {"weight_version": 2}
+    (service.models / "endless").rename(service.models / WATCHED)  # as a run puts its best model there
     service.wait_for_version(2)
     engine = serve.get_deployment_handle("Engine", "mmsr")
 
@@ -323,3 +367,20 @@ def test_a_client_that_goes_away_takes_its_turn_out_of_the_engine(service: Servi
         asyncio.run(leave(path, body))
         wait_until(lambda: stats()["requests"] == 0)
         assert stats()["tokens"] == before, "the turn ended by itself"
+
+
+def test_who_is_inside_is_answered_before_the_service_stops(service: Service) -> None:
+    engine = serve.get_deployment_handle("Engine", "mmsr")
+    url, body = f"{service.url}/v1/chat/completions", {"model": "atlas", "messages": messages(), "max_tokens": 500}
+    patient = replace(service.config, serving=replace(service.config.serving, shutdown_seconds=PATIENCE))
+    with ThreadPoolExecutor(2) as pool:
+        asking = pool.submit(httpx.post, url, json=body, timeout=PATIENCE)
+        wait_until(lambda: engine.stats.remote().result(timeout_s=PATIENCE)["requests"] == 1)
+        stopping = pool.submit(drain, patient)
+        statuses = set()
+        while not asking.done():
+            statuses.add(httpx.get(f"{service.url}/readyz", timeout=PATIENCE).status_code)
+        stopping.result(PATIENCE)
+    assert asking.result().json()["usage"]["completion_tokens"] == 500
+    assert 503 in statuses
+    assert httpx.get(f"{service.url}/readyz", timeout=PATIENCE).status_code == 404  # Serve's own answer where no application is

@@ -36,6 +36,11 @@ def test_it_is_built_from_a_file_and_settings_over_it(tiny_model: Path, tmp_path
     parts = {"Ingress", "Agent", "Engine", "Searches", "Weights"}
     assert built(tiny_model, config=str(file)) == parts | {"BookKeeper"}
     assert built(tiny_model, config=str(file), **{"serving.ingress_replicas": 1, "serving.model_name": "m"}) == parts
+    two = built(tiny_model, config=str(file), **{"serving.models": {"b": str(tiny_model)}, "serving.ingress_replicas": 1})
+    assert two == parts | {"Engine-b", "Weights-b"}
+    assert built(tiny_model, config=str(file), **{"serving.ingress_replicas": 1, "serving.budget_usd": 1}) == parts | {"BookKeeper"}
+    with pytest.raises(ConfigError, match="with:colon"):
+        built(tiny_model, config=str(file), **{"serving.models": {"with:colon": str(tiny_model)}})
     with pytest.raises(ConfigError, match="make serve"):
         built(tiny_model, **{"atlas.enabled": True, "atlas.dir": str(tmp_path)})
 
@@ -65,7 +70,7 @@ async def test_a_key_has_one_rate_and_one_budget_at_all_ingresses() -> None:
     with pytest.raises(Refused, match="too many requests"):
         await there.take("ann")
     await here.take("bob")
-    await here.charge("bob", 0.1)
+    await SharedQuotas(handle).charge("bob", 0.1)  # an agent does
     with pytest.raises(Refused, match="budget"):
         await there.take("bob")
     handle.lost = True

@@ -26,8 +26,9 @@ from mmsr_ray.serving.events import Event
 from mmsr_ray.serving.ingress import Ingress, api
 from mmsr_ray.serving.measures import Account
 from mmsr_ray.serving.observers import Observers
+from mmsr_ray.serving.ports import Question
 from mmsr_ray.serving.settings import ServingConfig
-from mmsr_ray.types import Sample, Sampling
+from mmsr_ray.types import Sample
 from tests.agent.scripted import Script, Web, png
 
 URL = "data:image/png;base64," + base64.b64encode(png(56, 56)).decode()
@@ -69,15 +70,16 @@ class Handle:
         assert stream
         return self
 
-    def _run(self, sample: Sample, workflow: str, sampling: Sampling) -> Stream:
+    def _run(self, question: Question) -> Stream:
+        sample, workflow, sampling = question.sample, question.workflow, question.sampling
         self.asked.append(sample)
         parts = Parts(Web(), PromptSet.load("brief"), AgentConfig(max_turn_tokens=256), sampling)
         self.streams.append(Stream(batches(sample, workflow, Script(self._codec, [LOOK, SAY], self._delay), self._codec, parts)))
         return self.streams[-1]
 
-    def _ask(self, sample: Sample, workflow: str, sampling: Sampling) -> Response:
+    def _ask(self, question: Question) -> Response:
         async def whole() -> list[Event]:
-            events = self._run(sample, workflow, sampling)._events
+            events = self._run(question)._events
             return [event async for batch in events for event in batch]
 
         return Response(whole())
@@ -107,7 +109,7 @@ def ingress(handle: Handle, weights: Any = None, keys: bool = True, **settings: 
     config.model.path = config.data.train = config.data.test = "x"
     entries = [f"ann:{hashlib.sha256(b'one').hexdigest()}"] if keys else []
     cls: Any = Ingress.__mro__[1]  # without what Serve adds for its replicas
-    return cls(to_dict(config), handle, weights, entries)
+    return cls(to_dict(config), handle, {"atlas": weights}, entries)
 
 
 def client(monkeypatch: pytest.MonkeyPatch, handle: Handle, **settings: Any) -> httpx.AsyncClient:
@@ -175,6 +177,23 @@ def test_more_than_may_be_asked_is_429(monkeypatch: pytest.MonkeyPatch, codec: C
     asyncio.run(ask())
 
 
+def test_a_service_that_stops_answers_who_is_inside_and_lets_nobody_in(monkeypatch: pytest.MonkeyPatch, codec: Codec) -> None:
+    async def ask() -> None:
+        async with client(monkeypatch, Handle(codec, 0.2)) as http:
+            ingress: Any = serve.get_replica_context().servable_object
+            asking = asyncio.create_task(http.post("/v1/agent", json=BODY))
+            while not await ingress.inside():  # noqa: ASYNC110 (nothing signals it)
+                await asyncio.sleep(0.01)
+            await ingress.close()
+            late, ready = await http.post("/v1/agent", json=BODY), await http.get("/readyz")
+            for reply in (late, ready):
+                assert (reply.status_code, reply.json()["error"]["code"], reply.headers["retry-after"]) == (503, "unavailable", "2")
+            assert (await asking).status_code == 200
+            assert await ingress.inside() == 0
+
+    asyncio.run(ask())
+
+
 def test_a_request_that_takes_too_long(monkeypatch: pytest.MonkeyPatch, codec: Codec) -> None:
     async def ask() -> None:
         async with client(monkeypatch, Handle(codec, 5.0), request_seconds=0.5) as http:
@@ -191,8 +210,8 @@ class Dying(Handle):
         super().__init__(codec)
         self._after, self.calls = after, 0
 
-    def _run(self, sample: Sample, workflow: str, sampling: Sampling) -> Stream:
-        stream = super()._run(sample, workflow, sampling)
+    def _run(self, question: Question) -> Stream:
+        stream = super()._run(question)
         self.calls += 1
         return Stream(self._until_death(stream._events)) if self.calls == 1 else stream
 

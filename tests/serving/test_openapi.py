@@ -25,7 +25,7 @@ from mmsr_ray.serving.weights import fits
 from tests.serving.fuzz import fuzz
 from tests.serving.test_ingress import Handle, Response, ingress
 
-DOCUMENT = document("atlas", DataConfig(train="", test=""))
+DOCUMENT = document(["atlas"], DataConfig(train="", test=""))
 PAGES = {"/", "/page/{name}"}  # for browsers
 
 

@@ -11,6 +11,7 @@ from mmsr_ray.config import DataConfig
 from mmsr_ray.serving.errors import ERRORS, Refused
 from mmsr_ray.serving.requests import read_agent, read_chat, read_json
 
+MODELS = ["atlas", "other"]
 LIMITS = DataConfig(train="", test="", max_image_bytes=100, max_question_chars=20)
 URL = "data:image/png;base64," + base64.b64encode(b"a picture").decode()
 
@@ -43,23 +44,24 @@ def test_the_last_user_message_is_the_question_and_the_latest_picture_goes_with_
 def test_what_was_said_goes_before_the_question_as_far_as_there_is_room() -> None:
     turns = [user(words("Who is it?"), picture()), {"role": "assistant", "content": "Aldo"}, user("And where?")]
     limits = DataConfig(train="", test="", max_image_bytes=100, max_question_chars=200)
-    asked = read_chat(chat({"role": "system", "content": "Be brief"}, *turns), "atlas", limits, 100)
+    asked = read_chat(chat({"role": "system", "content": "Be brief"}, *turns), MODELS, limits, 100)
     assert (asked.question, asked.image) == ("Earlier:\nUser: Who is it?\nAssistant: Aldo\n\nAnd where?", b"a picture")
-    assert read_chat(chat(*turns), "atlas", limits, 30).question == "Earlier:\nAssistant: Aldo\n\nAnd where?"
-    assert read_chat(chat(*turns), "atlas", limits, 20).question == "And where?"
+    assert read_chat(chat(*turns), MODELS, limits, 30).question == "Earlier:\nAssistant: Aldo\n\nAnd where?"
+    assert read_chat(chat(*turns), MODELS, limits, 20).question == "And where?"
     assert read_chat(chat(*turns), "atlas", LIMITS, 100).question == "And where?"  # no room in the question
-    begun = read_chat(chat(*turns, {"role": "assistant", "content": "In"}), "atlas", limits)
+    begun = read_chat(chat(*turns, {"role": "assistant", "content": "In"}), MODELS, limits)
     assert begun.question == "And where?"
 
 
 def test_what_clients_send_without_meaning_it_is_let_in() -> None:
     idle = {"n": 1, "top_p": 1.0, "stop": None, "tools": [], "response_format": {"type": "text"}, "presence_penalty": 0, "user": "x"}
-    assert read_chat(chat(GOOD, **idle), "atlas", LIMITS).question == "Who?"
+    assert read_chat(chat(GOOD, **idle), MODELS, LIMITS).question == "Who?"
 
 
 def test_settings_of_a_completion() -> None:
     more = {"stream": True, "stream_options": {"include_usage": True}, "temperature": 1, "max_completion_tokens": 5, "seed": 3}
-    asked = read_chat(chat(user(words("Who?"), picture("https://e.org/x")), **more) | {"model": "atlas:rag"}, "atlas", LIMITS)
+    asked = read_chat(chat(user(words("Who?"), picture("https://e.org/x")), **more) | {"model": "other:rag"}, MODELS, LIMITS)
+    assert (asked.model, asked.called) == ("other", "other:rag")
     assert (asked.workflow, asked.temperature, asked.max_tokens, asked.seed) == ("rag", 1.0, 5, 3)
     assert (asked.image, asked.image_url, asked.stream, asked.include_usage) == (b"", "https://e.org/x", True, True)
 
@@ -98,16 +100,20 @@ GOOD = user(words("Who?"), picture())
 )  # fmt: skip
 def test_what_is_refused(body: dict[str, Any], code: str, said: str) -> None:
     with pytest.raises(Refused, match=said) as refused:
-        read_chat(body, "atlas", LIMITS)
+        read_chat(body, MODELS, LIMITS)
     assert refused.value.code == code
 
 
 def test_a_question_to_the_agent() -> None:
-    asked = read_agent({"question": "Who?", "image": URL, "workflow": "direct"}, LIMITS)
-    assert (asked.question, asked.image, asked.workflow) == ("Who?", b"a picture", "direct")
+    asked = read_agent({"question": "Who?", "image": URL, "workflow": "direct"}, MODELS, LIMITS)
+    assert (asked.question, asked.image, asked.workflow, asked.model) == ("Who?", b"a picture", "direct", "atlas")
+    assert read_agent({"question": "Who?", "image": URL, "model": "other"}, MODELS, LIMITS).model == "other"
+    for model in ("other:rag", ["other"], None):
+        with pytest.raises(Refused, match="atlas:direct, atlas:rag, other, other:direct, other:rag"):
+            read_agent({"question": "Who?", "image": URL, "model": model}, MODELS, LIMITS)
     for workflow in ("ragged", ["rag"], None):
         with pytest.raises(Refused, match="workflow"):
-            read_agent({"question": "Who?", "image": URL, "workflow": workflow}, LIMITS)
+            read_agent({"question": "Who?", "image": URL, "workflow": workflow}, MODELS, LIMITS)
 
 
 def test_bodies_that_are_no_objects() -> None:
@@ -128,7 +134,7 @@ anything = st.recursive(
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.sampled_from(["model", "messages", "n", "seed", "question", "image", "workflow", "stream_options"]), anything))
 def test_whatever_comes_is_read_or_refused(body: dict[str, Any]) -> None:
-    for read in (lambda: read_agent(body, LIMITS), lambda: read_chat(body | {"model": "atlas"}, "atlas", LIMITS)):
+    for read in (lambda: read_agent(body, MODELS, LIMITS), lambda: read_chat(body | {"model": "atlas"}, MODELS, LIMITS)):
         try:
             assert read().question.strip()
         except Refused as refused:
