@@ -45,7 +45,7 @@ MEANWHILE = 4.0  # seconds after which something happens to the service under lo
 SWAPS = 3
 SWAP_SECONDS = 15.0  # of load, enough for SWAPS of them
 PATIENCE = 180.0
-SETTINGS = ("serving.port=8017", "serving.requests_per_minute=0", "serving.model_name=atlas", "serving.agent.max_ongoing_requests=1024")
+SETTINGS = ("serving.port=8017", "serving.requests_per_minute=0", "serving.model_name=atlas")
 Load = dict[str, Any]
 
 

@@ -44,6 +44,7 @@ SPARE = 512  # requests beyond serving.max_requests that are let in, to be told 
 ENVIRONMENT = {
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    "RAY_SERVE_QUEUE_LENGTH_RESPONSE_DEADLINE_S": "1.0",  # a CPU engine answers between two of its steps; after 0.1 s Serve gave up
 }
 # vLLM's own set-up of logging closes the handlers of whoever is there: Serve's log of the replica would end.
 ENGINE_ENVIRONMENT = ENVIRONMENT | {"VLLM_CONFIGURE_LOGGING": "0"}

@@ -16,7 +16,9 @@ class ScaleConfig:
     min_replicas: int = 1
     max_replicas: int = 1
     target_ongoing_requests: float = 16.0  # per replica: what autoscaling aims at
-    max_ongoing_requests: int = 64  # per replica: no more are sent to it
+    # Per replica, no more are sent to it. Below max_requests Serve itself queues: it asks a full replica again at growing intervals, and
+    # with 256 clients most answers took 25 s where the engine's own queue gives them in 4 (suite=serving).
+    max_ongoing_requests: int = 256
     upscale_delay_seconds: float = 10.0
     downscale_delay_seconds: float = 300.0
 
@@ -29,7 +31,7 @@ class ServingConfig:
     models: dict[str, str] = field(default_factory=dict)  # others behind the same endpoint: NAME: model folder; each has engines of its own
     ingress_replicas: int = 1  # each lets its part of max_requests in; a key's quotas are counted in one place
     agent: ScaleConfig = field(default_factory=ScaleConfig)
-    engine: ScaleConfig = field(default_factory=lambda: ScaleConfig(max_ongoing_requests=128, target_ongoing_requests=32.0))
+    engine: ScaleConfig = field(default_factory=lambda: ScaleConfig(target_ongoing_requests=32.0))
     max_requests: int = 256  # running and waiting, of the whole service; more are answered 429
     retry_after_seconds: int = 2  # what those are told
     history_chars: int = 2_000  # of the latest earlier turns of a chat that go before its question; 0: the question alone
