@@ -4,23 +4,27 @@ Promise: both sides do the same work, greedy, in the same process count: one eng
 episode, and an answer on disk; the engine's start is left out on both sides, and the stream is open when the clock starts, as
 it is when engines come up. The untrained policy of Atlas hardly ever ends an answer, so that nearly all have the full length; a trained one
 answers in two or three tokens. Short answers are measured too: there it is the requests that are compared, and of a model of a
-million parameters a request costs the engine less than the way to it.
+million parameters a request costs the engine less than the way to it. So a larger model is measured, too, with fewer questions.
 """
 
 from __future__ import annotations
 
+import logging
+import os
 import statistics
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import psutil
 from ray.actor import ActorHandle
 
 from jobs.benchmark_rows import row
+from jobs.benchmark_weights import ENGINE_GIB, GIB, model_folder
 from jobs.engines import answering
 from jobs.evaluate_model import ask_and_keep
 from mmsr_ray.config import Config
@@ -29,27 +33,45 @@ from mmsr_ray.evaluation.answers import FILE, Answers
 from mmsr_ray.evaluation.questions import QuestionSet
 from mmsr_ray.rollout.measure import Rate, bare_rate
 
-QUESTIONS = 512
-ANSWER_TOKENS = (64, 8)
+logger = logging.getLogger(__name__)
 ROUNDS = 3
 
 
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What both sides do: direct answers of `tokens` tokens, a picture each."""
+
+    model: str  # in words
+    questions: int
+    tokens: int
+
+
+TINY = (Work("a model of a million parameters", 512, 64), Work("a model of a million parameters", 512, 8))
+HALF = Work("a model of the 0.5B shape, random weights, bf16", 64, 32)
+
+
 def evaluation(config: Config) -> list[dict[str, Any]]:
-    """Tokens per second of direct answers to questions with a picture each: long ones, and short ones as direct answers are."""
-    return [_against_bare(config, tokens) for tokens in ANSWER_TOKENS]
+    """Tokens per second of direct answers to questions with a picture each: long ones, short ones, and those of a larger model."""
+    rows = [_against_bare(config, work) for work in TINY]
+    if (free := psutil.virtual_memory().available / GIB) < ENGINE_GIB:
+        logger.warning("a model of the 0.5B shape: left out, it needs %.1f GiB of free memory and there are %.1f", ENGINE_GIB, free)
+        return rows
+    with tempfile.TemporaryDirectory(dir=config.run.dir) as folder:
+        model = replace(config.model, path=str(model_folder(Path(folder), Path(config.model.path), "0.5b")), dtype="bfloat16")
+        large = replace(config, model=model, rollout=replace(config.rollout, threads=os.cpu_count() or 1))
+        return [*rows, _against_bare(large, HALF, large.rollout.threads)]
 
 
-def _against_bare(config: Config, tokens: int) -> dict[str, Any]:
-    agent, asked = replace(config.agent, max_turn_tokens=tokens), replace(config.evaluation, workflows=["direct"], questions=QUESTIONS)
-    direct = replace(config, agent=agent, evaluation=asked)
-    samples = read_samples(direct.data.train, direct.data, questions=QUESTIONS, seed=direct.run.seed)
-    bare = bare_rate(direct, samples, 1, ROUNDS, direct=True)
+def _against_bare(config: Config, work: Work, threads: int = 0) -> dict[str, Any]:
+    asked = replace(config.evaluation, workflows=["direct"], questions=work.questions)
+    direct = replace(config, agent=replace(config.agent, max_turn_tokens=work.tokens), evaluation=asked)
+    samples = read_samples(direct.data.train, direct.data, questions=work.questions, seed=direct.run.seed)
+    bare = bare_rate(direct, samples, 1, ROUNDS, direct=True, threads=threads)
     with answering(direct) as runners:
         ours = _rate(direct, runners)
-    return row(
-        f"tokens per second of an evaluation against bare vLLM, {QUESTIONS} direct questions with a picture, answers of {tokens} tokens",
-        ours.per_second, "tokens/s", "vllm.LLM.generate on the same prompts", bare.per_second, "evaluation",
-    )  # fmt: skip
+    name = f"tokens per second of an evaluation against bare vLLM, {work.model}, {work.questions} direct questions with a picture"
+    return row(f"{name}, answers of {work.tokens} tokens", ours.per_second, "tokens/s",
+               "vllm.LLM.generate on the same prompts", bare.per_second, "evaluation")  # fmt: skip
 
 
 def _rate(config: Config, runners: Sequence[ActorHandle]) -> Rate:
@@ -61,7 +83,8 @@ def _rate(config: Config, runners: Sequence[ActorHandle]) -> Rate:
 
 def _round(config: Config, runners: Sequence[ActorHandle]) -> Rate:
     rows = read_index(config.data.train, config.data).rows
-    questions = QuestionSet("train", config.data.train, rows, config.data, QUESTIONS, config.run.seed)
+    count = config.evaluation.questions
+    questions = QuestionSet("train", config.data.train, rows, config.data, count, config.run.seed)
     with tempfile.TemporaryDirectory() as folder, Answers(Path(folder) / FILE, {}) as answers:
         stream = questions.open_questions({"direct": ()})
         first = next(stream)
@@ -69,6 +92,6 @@ def _round(config: Config, runners: Sequence[ActorHandle]) -> Rate:
         lost = ask_and_keep(config, runners, chain([first], stream), answers)
         seconds = time.perf_counter() - began
         summaries = answers.summaries("train", "direct").values()
-    if any(lost.values()) or len(summaries) < QUESTIONS:
-        raise RuntimeError(f"{len(summaries)} of {QUESTIONS} questions have an answer: a measurement needs all of them")
+    if any(lost.values()) or len(summaries) < count:
+        raise RuntimeError(f"{len(summaries)} of {count} questions have an answer: a measurement needs all of them")
     return Rate(sum(summary.sampled_tokens for summary in summaries), seconds)

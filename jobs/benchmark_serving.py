@@ -127,14 +127,14 @@ def _overheads(config: Config, samples: Sequence[Sample]) -> list[dict[str, Any]
     with tempfile.TemporaryDirectory(dir=config.run.dir) as folder:
         model = replace(config.model, path=str(model_folder(Path(folder), tiny, "0.5b")), dtype="bfloat16")
         large = replace(config, model=model, rollout=replace(config.rollout, threads=os.cpu_count() or 1))
-        return [*rows, _overhead(large, samples, HALF)]
+        return [*rows, _overhead(large, samples, HALF, large.rollout.threads)]
 
 
-def _overhead(config: Config, samples: Sequence[Sample], work: Work) -> dict[str, Any]:
+def _overhead(config: Config, samples: Sequence[Sample], work: Work, threads: int = 0) -> dict[str, Any]:
     """HTTP, ingress, agent and engine against vLLM alone."""
     short = replace(config, agent=replace(config.agent, max_turn_tokens=work.tokens))
     asked = samples[: work.questions]
-    bare = bare_rate(short, asked, 1, 3, direct=True)
+    bare = bare_rate(short, asked, 1, 3, direct=True, threads=threads)
     with _service(short) as service, tempfile.TemporaryDirectory() as folder:
         ours = service.load(_bodies(Path(folder), asked, "atlas:direct"), work.clients, seconds=work.seconds)
     _none_failed([ours])

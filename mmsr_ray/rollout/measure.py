@@ -7,6 +7,7 @@ prompts, pictures and length limits that `runner_rate` sends through tickets, ep
 from __future__ import annotations
 
 import io
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -50,18 +51,23 @@ def runner_rate(runner: ActorHandle, samples: Sequence[Sample], group_size: int,
     return _median(play, rounds)
 
 
-def bare_rate(config: Config, samples: Sequence[Sample], group_size: int, rounds: int = 3, *, direct: bool = False) -> Rate:
+def bare_rate(
+    config: Config, samples: Sequence[Sample], group_size: int, rounds: int = 3, *, direct: bool = False, threads: int = 0
+) -> Rate:
     """The first turns of the same rollouts by `vllm.LLM.generate` with vLLM's own defaults, in a process of its own.
 
-    `direct`: the only turns of the workflow of that name, greedy as in an evaluation.
+    `direct`: the only turns of the workflow of that name, greedy as in an evaluation. `threads` of a CPU, on any of its cores; 0: vLLM's
+    own choice, which leaves a core to others.
     """
     task = ray.remote(num_cpus=0, num_gpus=config.rollout.gpus_per_runner, max_calls=1)(_bare).remote(
-        config, list(samples), group_size, rounds, direct
+        config, list(samples), group_size, rounds, direct, threads
     )
     return ray.get(task, timeout=DEADLINE_SECONDS)
 
 
-def _bare(config: Config, samples: list[Sample], group_size: int, rounds: int, direct: bool) -> Rate:
+def _bare(config: Config, samples: list[Sample], group_size: int, rounds: int, direct: bool, threads: int) -> Rate:
+    if threads:
+        os.environ.update(OMP_NUM_THREADS=str(threads), VLLM_CPU_OMP_THREADS_BIND="nobind")
     from vllm import LLM, SamplingParams
     from vllm.platforms import current_platform
 
