@@ -9,8 +9,6 @@ million parameters a request costs the engine less than the way to it. So a larg
 
 from __future__ import annotations
 
-import logging
-import os
 import statistics
 import tempfile
 import time
@@ -20,11 +18,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import psutil
 from ray.actor import ActorHandle
 
 from jobs.benchmark_rows import row
-from jobs.benchmark_weights import ENGINE_GIB, GIB, model_folder
+from jobs.benchmark_weights import larger
 from jobs.engines import answering
 from jobs.evaluate_model import ask_and_keep
 from mmsr_ray.config import Config
@@ -33,7 +30,6 @@ from mmsr_ray.evaluation.answers import FILE, Answers
 from mmsr_ray.evaluation.questions import QuestionSet
 from mmsr_ray.rollout.measure import Rate, bare_rate
 
-logger = logging.getLogger(__name__)
 ROUNDS = 3
 
 
@@ -53,13 +49,8 @@ HALF = Work("a model of the 0.5B shape, random weights, bf16", 64, 32)
 def evaluation(config: Config) -> list[dict[str, Any]]:
     """Tokens per second of direct answers to questions with a picture each: long ones, short ones, and those of a larger model."""
     rows = [_against_bare(config, work) for work in TINY]
-    if (free := psutil.virtual_memory().available / GIB) < ENGINE_GIB:
-        logger.warning("a model of the 0.5B shape: left out, it needs %.1f GiB of free memory and there are %.1f", ENGINE_GIB, free)
-        return rows
-    with tempfile.TemporaryDirectory(dir=config.run.dir) as folder:
-        model = replace(config.model, path=str(model_folder(Path(folder), Path(config.model.path), "0.5b")), dtype="bfloat16")
-        large = replace(config, model=model, rollout=replace(config.rollout, threads=os.cpu_count() or 1))
-        return [*rows, _against_bare(large, HALF, large.rollout.threads)]
+    with larger(config, Path(config.model.path)) as large:
+        return rows if large is None else [*rows, _against_bare(large, HALF, large.rollout.threads)]
 
 
 def _against_bare(config: Config, work: Work, threads: int = 0) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import json
-import logging
 import os
 import shutil
 import signal
@@ -23,11 +22,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 from ray import serve
 
 from jobs.benchmark_rows import row
-from jobs.benchmark_weights import ENGINE_GIB, GIB, model_folder
+from jobs.benchmark_weights import larger
 from mmsr_ray.config import Config
 from mmsr_ray.data.reader import read_samples
 from mmsr_ray.rollout.measure import bare_rate
@@ -35,7 +33,6 @@ from mmsr_ray.serving.app import start
 from mmsr_ray.serving.keys import Keys
 from mmsr_ray.types import Sample
 
-logger = logging.getLogger(__name__)
 CLIENTS_PROGRAM = Path(__file__).with_name("benchmark_clients.py")
 CLIENTS = (1, 16, 64, 256)
 BEYOND = 512  # clients, twice serving.max_requests
@@ -121,13 +118,8 @@ def _overheads(config: Config, samples: Sequence[Sample]) -> list[dict[str, Any]
     """The service costs the same CPU for each request, whatever the model: beside a tiny one it looks large, so there is a larger one."""
     tiny = Path(config.atlas.dir, "policy")
     rows = [_overhead(replace(config, model=replace(config.model, path=str(tiny))), samples, TINY)]
-    if (free := psutil.virtual_memory().available / GIB) < ENGINE_GIB:
-        logger.warning("a model of the 0.5B shape: left out, it needs %.1f GiB of free memory and there are %.1f", ENGINE_GIB, free)
-        return rows
-    with tempfile.TemporaryDirectory(dir=config.run.dir) as folder:
-        model = replace(config.model, path=str(model_folder(Path(folder), tiny, "0.5b")), dtype="bfloat16")
-        large = replace(config, model=model, rollout=replace(config.rollout, threads=os.cpu_count() or 1))
-        return [*rows, _overhead(large, samples, HALF, large.rollout.threads)]
+    with larger(config, tiny) as large:
+        return rows if large is None else [*rows, _overhead(large, samples, HALF, large.rollout.threads)]
 
 
 def _overhead(config: Config, samples: Sequence[Sample], work: Work, threads: int = 0) -> dict[str, Any]:

@@ -15,6 +15,8 @@ import shutil
 import statistics
 import tempfile
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -162,18 +164,13 @@ def _store_bytes() -> float:
 
 def _engine(config: Config) -> list[dict[str, Any]]:
     """A real vLLM engine of a larger shape: seconds in which nothing is generated, publishing not included."""
-    if (free := psutil.virtual_memory().available / GIB) < ENGINE_GIB:
-        log.warning(
-            "a vLLM engine of the %s shape: left out, it needs %.1f GiB of free memory and there are %.1f", ENGINE, ENGINE_GIB, free
-        )
-        return []
     name = f"weights-benchmark-{ENGINE}-{config.run.name}"
-    tensors = weights_of_shape(ENGINE)
-    with tempfile.TemporaryDirectory(dir=config.run.dir) as folder:
-        model = replace(config.model, path=str(model_folder(Path(folder), Path(config.model.path), ENGINE)), dtype="bfloat16")
+    with larger(config, Path(config.model.path)) as large:
+        if large is None:
+            return []
+        tensors = weights_of_shape(ENGINE)
         publisher = Publisher(config, tensors, name)
         publisher.publish()
-        large = replace(config, model=model, rollout=replace(config.rollout, threads=os.cpu_count() or 1))
         runners = start_runners(large, GRPOConfig.from_config(large), store=name)
         try:
             runners.wait_until_up()
@@ -185,6 +182,20 @@ def _engine(config: Config) -> list[dict[str, Any]]:
     pause = statistics.median(p["total"] - p["wait"] for p in parts)
     label = f"a vLLM CPU engine of the {ENGINE.upper()} shape, {size / 1e9:.2f} GB in bf16"
     return [_row(f"seconds that {label} stands still in an update", pause, "s", "one copy of the same bytes by torch", copy)]
+
+
+@contextmanager
+def larger(config: Config, base: Path) -> Iterator[Config | None]:
+    """Inside, the config of a model of ENGINE's shape with the tokenizer of `base`, on all cores; None, with a sentence, where memory is short."""
+    if (free := psutil.virtual_memory().available / GIB) < ENGINE_GIB:
+        log.warning(
+            "a model of the %s shape: left out, it needs %.1f GiB of free memory and there are %.1f", ENGINE.upper(), ENGINE_GIB, free
+        )
+        yield None
+        return
+    with tempfile.TemporaryDirectory(dir=config.run.dir) as folder:
+        model = replace(config.model, path=str(model_folder(Path(folder), base, ENGINE)), dtype="bfloat16")
+        yield replace(config, model=model, rollout=replace(config.rollout, threads=os.cpu_count() or 1))
 
 
 def model_folder(folder: Path, base: Path, size: str) -> Path:
