@@ -29,6 +29,7 @@ class Member:
     since: float  # monotonic seconds at which the stage began
     left: float  # when it was last asked for or lost: how long it has been away, while it is
     idle: float = 0.0  # seconds without work for it, as far as somebody looked
+    lives: int = 0  # how often it came up: another number, another process
 
 
 class Members:
@@ -59,6 +60,10 @@ class Members:
     def is_up(self, runner: int) -> bool:
         return self._members[runner].stage is Stage.UP
 
+    def lives(self) -> dict[int, int]:
+        """Of the required ones that are up: how often each has come up."""
+        return {m.runner: m.lives for m in self._members.values() if m.stage is Stage.UP and not m.elastic}
+
     # ------------------------------------------------------------------------------------------------ transitions
 
     def answered(self, runner: int, now: float) -> None:
@@ -71,6 +76,7 @@ class Members:
         """It holds the newest weights. Returns the seconds that it was away."""
         member = self._members[runner]
         member.stage, member.since, member.idle = Stage.UP, now, 0.0
+        member.lives += 1
         self._none_since = None
         return now - member.left
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import ray
 from ray import ObjectRef
@@ -34,7 +34,7 @@ from mmsr_ray.data.feeder import start_feeder
 from mmsr_ray.learner.group import LearnerError, LearnerGroup
 from mmsr_ray.learner.objective import longest_answer, resolve
 from mmsr_ray.nodes import resources
-from mmsr_ray.weights.store import publish, start_store, store_name
+from mmsr_ray.weights.store import NO_VERSION, publish, start_store, store_name
 
 logger = logging.getLogger(__name__)
 
@@ -68,10 +68,21 @@ class Parts:
         try:
             publish(self.store, version, passed_on(), timeout, opened)
         except ActorDiedError:
-            logger.exception("the weight store died: a new one takes its place")
-            ray.kill(self.store)  # one that was lost with its node keeps its name until then
-            self.store = self._under_the_same_name(timeout)
+            self._replace_store(timeout)
             publish(self.store, version, itertools.chain(taken, buckets), timeout)
+
+    def newest_in_store(self, timeout: float) -> int:
+        """The version that a runner would pull now. A store that died is replaced, and holds none (NO_VERSION)."""
+        try:
+            return int(ray.get(cast(Any, self.store).latest.remote(), timeout=timeout))
+        except ActorDiedError:
+            self._replace_store(timeout)
+            return NO_VERSION
+
+    def _replace_store(self, timeout: float) -> None:
+        logger.error("the weight store died: a new one takes its place")
+        ray.kill(self.store)  # one that was lost with its node keeps its name until then
+        self.store = self._under_the_same_name(timeout)
 
     def let_engines_in(self, allowed: bool, timeout: float) -> None:
         """Whether engines may start. A store that is dead lets nobody in, nor does a new one, until it is told to."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -23,6 +23,7 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 from mmsr_ray.algorithms.members import Members, Stage
+from mmsr_ray.weights.collective import Invitation
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ ASK_EVERY_SECONDS = 1.0  # an actor that is being restarted refuses calls at onc
 ELASTIC_GRACE_SECONDS = 1.0  # how long a weight sync waits for elastic runners once the others are done
 STOP_SECONDS = 10.0
 UNSYNCED = -1  # before the first sync
+NOBODY: Mapping[int, Invitation] = {}
 
 
 class RunnersLost(RuntimeError):
@@ -64,6 +66,7 @@ class RunnerGroup(EnvRunnerGroup):
         self._open: dict[int, _Call] = {}  # of runners that are not up
         self._not_before: dict[int, float] = {}  # when such a runner may be asked again
         self._most_elastic = 0
+        self.before_pull: Callable[[], object] = _nothing  # called before a runner is to pull the newest version from the store
         super().__init__(config=config, local_env_runner=False, **kwargs)
         self._last_made = max(self.ids(), default=0)
         self._members.ask(self.ids(), elastic=False, now=time.monotonic())
@@ -124,6 +127,10 @@ class RunnerGroup(EnvRunnerGroup):
     def healthy(self) -> list[int]:
         """Who holds the newest weights and can be given prompts."""
         return self._members.at(Stage.UP)
+
+    def lives(self) -> dict[int, int]:
+        """Of the healthy ones of the placement group: how often each has come up, so that a restarted one can be told from the one before."""
+        return self._members.lives()
 
     def alive(self) -> list[int]:
         """Who answers: the healthy, and those that are starting or loading weights."""
@@ -220,6 +227,7 @@ class RunnerGroup(EnvRunnerGroup):
         elif call.version == self._version:
             self._join(runner)
         else:  # it has just started, or there are newer weights than those it has loaded meanwhile
+            self.before_pull()
             self._ask(runner, _Asked.SYNCED)
         return self._members.is_up(runner)
 
@@ -244,10 +252,10 @@ class RunnerGroup(EnvRunnerGroup):
         """
         self.finish_sync(self.begin_sync(version), version, timeout=timeout)
 
-    def begin_sync(self, version: int) -> dict[int, ObjectRef]:
-        """Ask runners to load a version that is open in the store; hand what comes back to `finish_sync`."""
+    def begin_sync(self, version: int, invitations: Mapping[int, Invitation] = NOBODY) -> dict[int, ObjectRef]:
+        """Ask runners to load a version that is open in the store, or sent to those with an invitation. Hand what comes back to `finish_sync`."""
         self._version = version
-        return {runner: self.actor(runner).sync_weights.remote(version) for runner in self.healthy()}
+        return {runner: self.actor(runner).sync_weights.remote(version, invitations.get(runner)) for runner in self.healthy()}
 
     def finish_sync(self, calls: dict[int, ObjectRef], version: int, *, timeout: float) -> None:
         deadline = time.monotonic() + timeout
@@ -258,6 +266,17 @@ class RunnerGroup(EnvRunnerGroup):
                 self._fall_behind(runner, _Call(_Asked.SYNCED, ref, version))
             else:
                 self._settle(runner, ref, f"load weight version {version}", timeout)
+
+    def load(self, version: int, handles: Sequence[ObjectRef], *, timeout: float) -> None:
+        """Have runners that are away load a version from the memory of the ranks on their cards, by rank; `sync` must follow.
+
+        One that fails or is late is killed.
+        """
+        self._version = version
+        calls = {runner: self.actor(runner).load_weights.remote(version, handles[runner - 1]) for runner in self.healthy()}
+        _wait(list(calls.values()), timeout)
+        for runner, ref in calls.items():
+            self._settle(runner, ref, f"load weight version {version} from its rank's memory", timeout)
 
     def leave(self, *, timeout: float) -> None:
         """All runners give up their devices until the next sync, those that are starting included. One that does not is killed."""
@@ -297,6 +316,10 @@ class RunnerGroup(EnvRunnerGroup):
         for runner in self.ids():
             ray.kill(self.actor(runner))
         self._worker_manager.clear()
+
+
+def _nothing() -> None:
+    pass
 
 
 def _wait(refs: list[ObjectRef], seconds: float) -> None:

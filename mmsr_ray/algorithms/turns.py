@@ -14,11 +14,13 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, Protocol
 
+from mmsr_ray.algorithms.direct import DirectSend
 from mmsr_ray.algorithms.parts import Parts
 from mmsr_ray.algorithms.runners import RunnerGroup
 from mmsr_ray.config import Config
 from mmsr_ray.learner.group import LearnerGroup
 
+Begin = Callable[[int], dict[int, Any]]
 Publish = Callable[[int, Callable[[], object]], object]  # blocks until a version is in the store; calls when readers may ask for it
 
 
@@ -51,14 +53,14 @@ class Turns(Protocol):
 class Apart:
     """Runners and learner have cards of their own: there are no turns.
 
-    On-policy runners are idle while the learner publishes, so they load bucket by bucket along with it (`along`); others
-    sample on until the version is whole.
+    `begin` asks the runners to load a version as soon as it is open in the store; what it returns is for `finish_sync`. Without it they sample
+    on until the version is whole.
     """
 
-    def __init__(self, runners: RunnerGroup, publish: Publish, *, seconds: float, along: bool) -> None:
+    def __init__(self, runners: RunnerGroup, publish: Publish, *, seconds: float, begin: Begin | None) -> None:
         """`seconds`: deadline of what the runners are asked for."""
         self._runners, self._publish = runners, publish
-        self._seconds, self._along = seconds, along
+        self._seconds, self._begin = seconds, begin
 
     def to_learner(self) -> None:
         pass
@@ -70,8 +72,8 @@ class Apart:
         calls: dict[int, Any] = {}
 
         def opened() -> None:
-            if self._along:
-                calls.update(self._runners.begin_sync(version))
+            if self._begin is not None:
+                calls.update(self._begin(version))
 
         try:
             self._publish(version, opened)
@@ -179,11 +181,52 @@ class Colocated:
         return {"turns": costs} | ({"device_gib": memory} if memory else {})
 
 
+class ColocatedSharing(Colocated):
+    """As Colocated, but engines load from the ranks' own memory on their cards, before the ranks leave (`learner.transport=ipc`).
+
+    The engines' caches, and runners that start, come only once the ranks have left. The store gets a version when a runner needs it there: all
+    of them at first, later one that starts over. Ranks that are away can publish: their weights lie in host memory.
+    """
+
+    def __init__(self, *args: Any, newest_in_store: Callable[[], int], **kwargs: Any) -> None:
+        """`newest_in_store` says which version runners would pull, and replaces a store that died."""
+        super().__init__(*args, **kwargs)
+        self._newest_in_store = newest_in_store
+        self._version: int | None = None
+        self._runners.before_pull = self._fill_store
+
+    def publish(self, version: int) -> None:
+        self.to_learner()
+        self._give_to_engines(version)
+
+    def _give_to_engines(self, version: int) -> None:
+        self._version = version
+        if self._started and self._learner_awake:
+            with self._timed("engines_load"):
+                self._runners.load(version, self._learners.offer(), timeout=self._seconds)
+            self._newest_in_store()  # there must be a store, for the gate is there
+        else:
+            self._fill_store()
+        super()._give_to_engines(version)
+
+    def _fill_store(self) -> None:
+        if self._version is not None and self._newest_in_store() != self._version:
+            self._publish(self._version, lambda: None)
+
+
 def turns(config: Config, parts: Parts) -> Turns:
     """What suits the settings. `parts` are as `parts.start` left them."""
     seconds = config.grpo.sync_seconds
     publish = partial(parts.publish, timeout=seconds)
     if config.learner.colocated:
         gate = partial(parts.let_engines_in, timeout=seconds)
+        if config.learner.transport == "ipc":
+            newest = partial(parts.newest_in_store, timeout=seconds)
+            return ColocatedSharing(parts.runners, parts.learners, publish, gate, seconds=seconds, newest_in_store=newest)
         return Colocated(parts.runners, parts.learners, publish, gate, seconds=seconds)
-    return Apart(parts.runners, publish, seconds=seconds, along=config.grpo.staleness == 0)
+    begin: Begin | None = None
+    if config.learner.transport == "collective":
+        begin = DirectSend(parts.runners, parts.learners, config.rollout.tensor_parallel).begin_sync
+    elif config.grpo.staleness == 0:  # they are idle while the learner publishes: they load bucket by bucket along with it
+        begin = parts.runners.begin_sync
+    return Apart(parts.runners, publish, seconds=seconds, begin=begin)

@@ -25,6 +25,7 @@ from mmsr_ray.learner.fitting import advice, budgets, largest
 from mmsr_ray.learner.plan import Item, UpdatePlan, plan_update
 from mmsr_ray.learner.settings import on_cuda
 from mmsr_ray.nodes import resources
+from mmsr_ray.weights.collective import Meeting
 
 logger = logging.getLogger(__name__)
 
@@ -193,6 +194,25 @@ class LearnerGroup:
                 break
             yield bucket
         self._wait([stream.completed(), *others], max(deadline - time.monotonic(), 1.0), "publish")
+
+    def meet(self, size: int) -> Meeting:
+        """Rank 0 invites `size - 1` engine workers to a group."""
+        return self._wait([self._rank_0.meet.remote(size)], self._config.learner.update_seconds, "meet")[0]
+
+    def send(self, transfer: str) -> Callable[[], str]:
+        """Begin to send what `publish` would to the group that was met. What is returned waits, and says why it did not arrive, or ""."""
+        others = [rank.gather_published.remote() for rank in self._ranks[1:]] if self._config.learner.zero_stage == 3 else []
+        sent = self._rank_0.send.remote(transfer)
+        return lambda: self._wait([sent, *others], self._config.learner.update_seconds, "send")[0]
+
+    def offer(self) -> list[ObjectRef]:
+        """By rank, handles of its weights for the engine on its card. All other states leave the cards; `leave` must follow."""
+        refs = [rank.offer.remote() for rank in self._ranks]
+        ready, _ = ray.wait(refs, num_returns=len(refs), timeout=self._config.learner.update_seconds)
+        self._wait(ready, 1.0, "offer")
+        if len(ready) < len(refs):
+            raise LearnerError(f"learner offer took longer than {self._config.learner.update_seconds:.0f} s")
+        return refs
 
     def leave(self) -> dict[str, float]:
         """All ranks give their devices to somebody else, until `come_back`. Memory in use then, in GiB; {} without GPUs."""

@@ -34,6 +34,7 @@ from mmsr_ray.learner.fitting import Room
 from mmsr_ray.learner.meter import meter_of
 from mmsr_ray.learner.model import Policy, load_policy
 from mmsr_ray.learner.objective import longest_answer, resolve
+from mmsr_ray.learner.outgoing import Outgoing
 from mmsr_ray.learner.pictures import CACHE_BYTES, PatchCache, VisionGeometry
 from mmsr_ray.learner.plan import Item, MiniBatch, Portion, UpdatePlan
 from mmsr_ray.learner.reference import AdaptersOff, FrozenCopy, Reference
@@ -42,9 +43,10 @@ from mmsr_ray.learner.settings import on_cuda
 from mmsr_ray.learner.shards import ShardWriter, load_own, save_shards
 from mmsr_ray.learner.step import collate_portion, contribution, score
 from mmsr_ray.learner.tally import Tally
-from mmsr_ray.learner.trainable import adapter_of, adapters, checkpoint_weights, choose, trained_parameters
+from mmsr_ray.learner.trainable import choose, trained_parameters
 from mmsr_ray.types import Group, SealedTokens
-from mmsr_ray.weights.publisher import Bucket, Staging, buckets
+from mmsr_ray.weights.collective import Meeting
+from mmsr_ray.weights.publisher import Bucket
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +102,6 @@ class LearnerRank:
         self._objective = resolve(config.grpo.loss, longest_answer(config.agent))
         self._reference: Reference | None = None
         self._skipped_in_a_row = 0
-        self._published = False
 
     def __repr__(self) -> str:
         return f"learner rank {self._rank} of {self._config.run.name}"  # in Ray's dashboard and logs
@@ -147,7 +148,7 @@ class LearnerRank:
         self._shards = ShardWriter.plug_into(self._engine)
         self._cache = PatchCache(VisionGeometry.load(local_folder(self._model_path)))
         self._meter = meter_of(self._device, ray.get_runtime_context().get_node_id())
-        self._staging = Staging(pinned=cuda)
+        self._outgoing = Outgoing(self._config, policy, self._device, ray.util.get_node_ip_address())
         self._residence = residence(self._engine, learner, self._device)
 
     @property
@@ -280,47 +281,39 @@ class LearnerRank:
 
     # ------------------------------------------------------------------------------------------------ weights
 
-    def _weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Whole tensors by checkpoint name, each valid until the next is asked for. A collective under ZeRO-3."""
-        for weight in checkpoint_weights(self._policy):
-            with deepspeed.zero.GatheredParameters(list(weight.parameters), enabled=self._config.learner.zero_stage == 3):
-                yield weight.name, weight.value()
-
-    def _adapters(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """The adapters' tensors, like `_weights`."""
-        for name, layer, parameters in adapters(self._policy):
-            with deepspeed.zero.GatheredParameters(list(parameters), enabled=self._config.learner.zero_stage == 3):
-                yield from adapter_of(layer).named(name)
-
     def publish(self, version: int) -> Iterator[Bucket]:
         """Buckets of all weights in the engine's dtype, or of the adapters in the learner's (rank 0; a streaming generator,
         the caller owns what it yields)."""
         logger.info("publishing weights, version %d", version)
-        alone = self._config.learner.lora.sync == "adapter"
-        yield from buckets(
-            self._adapters() if alone else self._weights(),
-            None if alone else getattr(torch, self._config.model.dtype),
-            self._config.learner.bucket_bytes,
-            lasting=self._config.learner.zero_stage < 3,
-            checksums=not self._published,  # engines verify the first version; the others have come the same way
-            staging=self._staging,
-        )
-        self._published = True
+        yield from self._outgoing.buckets()
+
+    def meet(self, size: int) -> Meeting:
+        """Invite engines' workers to a group of `size`, this rank included (rank 0)."""
+        return self._outgoing.meet(size)
+
+    def send(self, transfer: str) -> str:
+        """Send what `publish` would to the group (rank 0). Returns why it did not arrive, or "": this rank is well."""
+        return self._outgoing.send(transfer)
 
     def gather_published(self) -> None:
-        """The other ranks' side of `publish`."""
-        for _ in self._adapters() if self._config.learner.lora.sync == "adapter" else self._weights():
+        """The other ranks' side of `publish` and `send`."""
+        for _ in self._outgoing.published():
             pass
 
     def gather(self) -> None:
         """The other ranks' side of `export`."""
-        for _ in self._weights():
+        for _ in self._outgoing.weights():
             pass
+
+    def offer(self) -> bytes:
+        """Handles of this rank's weights for the engine on its card; all its other states leave the card. `leave` must follow."""
+        self._residence.leave_all_but_weights()
+        return self._outgoing.offer()
 
     def set_reference(self) -> None:
         """Freeze the current weights as the KL reference, in the dtype of compute."""
         self._reference = self._reference or self._make_reference()
-        self._reference.freeze(self._weights())
+        self._reference.freeze(self._outgoing.weights())
 
     def _make_reference(self) -> Reference:
         if self._config.learner.lora.rank > 0:
@@ -397,7 +390,7 @@ class LearnerRank:
 
     def export(self, folder: str, extra: dict[str, bytes]) -> str:
         """Write a model folder (rank 0), `extra` files in it. Returns why it could not be written, or "": the ranks are well."""
-        weights = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in self._weights()}
+        weights = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in self._outgoing.weights()}
         try:
             write_model(Path(folder), local_folder(self._model_path), weights, self._config.learner.dtype, extra)
         except NotWritten as error:

@@ -9,14 +9,21 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import torch
+from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum
 
 from mmsr_ray.config import LearnerConfig
+from mmsr_ray.weights import shared
 
 GIB = 2.0**30
+ALL_BUT_WEIGHTS = [state for state in OffloadStateTypeEnum if state is not OffloadStateTypeEnum.lp_params]
 
 
 class Residence(Protocol):
     def leave(self) -> None: ...
+
+    def leave_all_but_weights(self) -> None:
+        """The first half of `leave`, which must follow. Raises NotImplementedError where weights do not stay on the device."""
+        ...
 
     def come_back(self) -> None: ...
 
@@ -33,7 +40,12 @@ class MovedStates:
 
     def leave(self) -> None:
         self._engine.zero_grad()
+        shared.let_go()  # what an engine has opened and closed again
         self._engine.offload_states(pin_memory=self._pin)
+
+    def leave_all_but_weights(self) -> None:
+        self._engine.zero_grad()
+        self._engine.offload_states(include=ALL_BUT_WEIGHTS, pin_memory=self._pin)
 
     def come_back(self) -> None:
         self._engine.reload_states()
@@ -48,6 +60,9 @@ class AlwaysOnHost:
     def leave(self) -> None:
         if self._cuda:
             torch.cuda.empty_cache()
+
+    def leave_all_but_weights(self) -> None:
+        raise NotImplementedError("weights that rest in host memory cannot be shared on a card")  # `colocation.complaint` comes first
 
     def come_back(self) -> None:
         pass

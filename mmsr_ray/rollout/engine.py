@@ -17,6 +17,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from mmsr_ray.rollout.residence import Paused, Residence, residence
 from mmsr_ray.rollout.turnstile import Turnstile
 from mmsr_ray.rollout.update import UpdateMode
 from mmsr_ray.types import Generation, Picture, Sampling
+from mmsr_ray.weights.collective import Invitation
 
 if TYPE_CHECKING:
     from vllm import AsyncEngineArgs, RequestOutput, SamplingParams
@@ -83,6 +85,7 @@ class VLLMEngine:
         self._residence: Residence = Paused()
         self._changing = asyncio.Lock()  # one update or leave at a time
         self._away: AsyncExitStack | None = None  # while the device is somebody else's: the turnstile, held
+        self._loaded: int | None = None  # while away: the version that lies on the device already
         self.tokens = 0  # sampled since the start
         self.syncs = 0
 
@@ -214,9 +217,10 @@ class VLLMEngine:
         """Of the weights that sample now; FIRST_VERSION before the first sync."""
         return FIRST_VERSION if self._version is None else self._version
 
-    async def sync(self, version: int) -> dict[str, float]:
+    async def sync(self, version: int, invitation: Invitation | None = None) -> dict[str, float]:
         """Load a published version; seconds waited for the turnstile, paused, updating, and in all. No-op when it is loaded.
 
+        `invitation`: to a group to which the learner sends the version; without one it comes from the object store.
         An engine that has left its device comes back to it, weights first.
         Raises EngineDead when it failed or missed `rollout.sync_seconds`: the weights may then be a mixture.
         """
@@ -227,11 +231,26 @@ class VLLMEngine:
                 if self._version == version and self._away is None:
                     return {"wait": waited - began, "pause": 0.0, "update": 0.0, "total": waited - began}
                 await self.check()
-                paused, updated = await self._update(version)
-                self._away = None
+                paused, updated = await self._update(version, invitation)
+                self._away = self._loaded = None
         self._version = version
         self.syncs += 1
         return {"wait": waited - began, "pause": paused - waited, "update": updated - paused, "total": time.monotonic() - began}
+
+    async def load(self, version: int, handles: bytes) -> None:
+        """Load a version from the memory of a learner on the same device (`weights.shared`), and stay away: `sync` then brings the rest back.
+
+        Raises EngineDead like `sync`, and EngineError for an engine that has not left.
+        """
+        if self._away is None:
+            raise EngineError("an engine that is on its device loads versions by sync")
+        with self._broken_by(f"the update to weight version {version}"):
+            async with asyncio.timeout(self._config.rollout.sync_seconds), self._changing:
+                await self.check()
+                if self._loaded is None:
+                    await self._residence.come_back_weights(self._running())
+                await self._take({"version": version, "handles": handles})
+                self._loaded = version
 
     async def leave(self) -> None:
         """Give up the device until the next `sync`; requests wait, those in flight are kept. No-op while away.
@@ -264,22 +283,29 @@ class VLLMEngine:
                 raise EngineDead(self._broken) from error
             raise
 
-    async def _update(self, version: int) -> tuple[float, float]:
-        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
-
+    async def _update(self, version: int, invitation: Invitation | None) -> tuple[float, float]:
         llm = self._running()
         stay = Paused(self._update_mode) if self._away is None else self._residence
         if self._away is None:
             # drops prefix, processor and encoder caches while nothing runs; nothing runs again before the cache comes back
             await stay.leave(llm)
-        await stay.come_back_weights(llm)
+        if self._loaded is None:
+            await stay.come_back_weights(llm)
         paused = time.monotonic()
-        await llm.start_weight_update()
-        await llm.update_weights(WeightTransferUpdateRequest(update_info={"version": version}))
-        await llm.finish_weight_update(weight_version=str(version))
+        if self._loaded != version:
+            await self._take({"version": version, "invitation": None if invitation is None else asdict(invitation)})
         updated = time.monotonic()
         await stay.come_back_cache(llm)
         return paused, updated
+
+    async def _take(self, update: dict[str, Any]) -> None:
+        """`update`: the fields of `weights.transfer.Update`."""
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        llm = self._running()
+        await llm.start_weight_update()
+        await llm.update_weights(WeightTransferUpdateRequest(update_info=update))
+        await llm.finish_weight_update(weight_version=str(update["version"]))
 
 
 # ---------------------------------------------------------------------------------------------------- settings
@@ -366,7 +392,7 @@ def engine_args(config: Config, store_name: str | None, seed: int, banned: Seque
             "do_resize": False,
             "size": {"shortest_edge": 1, "longest_edge": max(model.max_pixels, model.thumbnail_max_pixels)},
         },
-        weight_transfer_config=None if store_name is None else WeightTransferConfig(backend="mmsr_object_store"),
+        weight_transfer_config=None if store_name is None else WeightTransferConfig(backend="mmsr_weights"),
         disable_log_stats=True,
         enable_sleep_mode=config.learner.colocated and not current_platform.is_cpu(),
         **cpu,

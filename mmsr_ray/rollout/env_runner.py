@@ -40,6 +40,7 @@ from mmsr_ray.rollout.scoring import AFTER_WARMUP, raise_if_not_on_tape, scored
 from mmsr_ray.rollout.summary import summarise
 from mmsr_ray.tools.actor import RemoteTools
 from mmsr_ray.types import Group, GroupSummary, Outcome, Sample, Sampling, Ticket, Trajectory, TrajectorySummary
+from mmsr_ray.weights.collective import Invitation
 from mmsr_ray.weights.store import NO_VERSION, find_store, store_name
 
 logger = logging.getLogger(__name__)
@@ -156,13 +157,19 @@ class SearchEnvRunner(Bunches, EnvRunner):
 
     # ------------------------------------------------------------------------------------------------ weights
 
-    async def sync_weights(self, version: int) -> dict[str, float]:
+    async def sync_weights(self, version: int, invitation: Invitation | None = None) -> dict[str, float]:
         """Load a published version; seconds by part (`VLLMEngine.sync`). Raises EngineDead, upon which this process exits."""
         await self.ready()
         with self._activity.during(State.SYNC):
-            seconds = await self._engine.sync(version)
+            seconds = await self._engine.sync(version, invitation)
         self._counts["sync_milliseconds"] += round(1000 * seconds["total"])
         return seconds
+
+    async def load_weights(self, version: int, handles: bytes) -> None:
+        """Load a version from the memory of the rank on this runner's card, while away (`VLLMEngine.load`)."""
+        await self.ready()
+        with self._activity.during(State.SYNC):
+            await self._engine.load(version, handles)
 
     async def version(self) -> int:
         await self.ready()

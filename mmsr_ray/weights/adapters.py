@@ -38,9 +38,9 @@ class Adapter(NamedTuple):
         yield module + SCALE, torch.tensor(self.scale, dtype=torch.float64)
 
 
-def are_adapters(names: Iterable[str]) -> bool:
-    """Whether published names are those of adapters."""
-    return any(name.endswith((A, B, SCALE)) for name in names)
+def is_adapter(name: str) -> bool:
+    """Whether a published name is that of an adapter's tensor."""
+    return name.endswith((A, B, SCALE))
 
 
 def collect(tensors: Mapping[str, torch.Tensor]) -> dict[str, Adapter]:

@@ -1,6 +1,9 @@
-"""vLLM's side of a weight update: a WeightTransferEngine that pulls a version's buckets from Ray's object store.
+"""vLLM's side of a weight update: a WeightTransferEngine that takes a version by one of three ways.
 
-Promise: after `finish_weight_update` the model holds exactly the pulled version. At the first update the names that
+It pulls the version's buckets from Ray's object store; or receives it in a group with the learner (`collective`), and pulls it all the
+same where that breaks; or opens the learner's memory on its own card (`shared`).
+
+Promise: after `finish_weight_update` the model holds exactly that version. At the first update the names that
 were published are compared with the model's checkpoint both ways and every checksum that came along is verified, so that
 a mismatch between learner and engine is an error at the start of a run, not a policy that quietly never changes.
 
@@ -8,7 +11,7 @@ A version is whole weights, or adapters alone: those are added to the base weigh
 again each time rather than kept, and only the layers that have adapters are loaded.
 
 It lives in vLLM's worker process, which attaches to the Ray cluster as a driver of its own. Over vLLM's control plane
-go only {"version": int} and the store's name. vLLM loads it through the entry point `mmsr_weights` of the group
+go only the fields of `Update` and the store's name. vLLM loads it through the entry point `mmsr_weights` of the group
 `vllm.general_plugins`, in every one of its processes.
 """
 
@@ -29,11 +32,15 @@ import torch
 from safetensors import safe_open
 from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
 
-from mmsr_ray.weights.adapters import WEIGHT, Adapter, are_adapters, collect, expected, layers_to_reload
+from mmsr_ray.weights import shared
+from mmsr_ray.weights.adapters import WEIGHT, Adapter, collect, expected, is_adapter, layers_to_reload
+from mmsr_ray.weights.collective import CollectiveFailed, Group, Meeting
 from mmsr_ray.weights.publisher import Bucket, checksum
 from mmsr_ray.weights.store import find_store, pull
 
-BACKEND = "mmsr_object_store"
+logger = logging.getLogger(__name__)
+
+BACKEND = "mmsr_weights"
 PULL_SECONDS = 300.0  # deadline of one bucket's way into this node's store
 
 
@@ -46,7 +53,7 @@ def register() -> None:
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
     if BACKEND not in WeightTransferEngineFactory._registry:
-        WeightTransferEngineFactory.register_engine(BACKEND, __name__, ObjectStoreTransfer.__name__)
+        WeightTransferEngineFactory.register_engine(BACKEND, __name__, Transfer.__name__)
     _send_all_pictures()
 
 
@@ -77,15 +84,19 @@ class StoreAddress(WeightTransferInitInfo):
 
 
 @dataclass
-class VersionToPull(WeightTransferUpdateInfo):
+class Update(WeightTransferUpdateInfo):
+    """A version, and how it comes: by an `Invitation` as a dict, by `handles` from `shared.offer`, or from the object store."""
+
     version: int
+    invitation: dict[str, Any] | None = None
+    handles: bytes | None = None
 
 
-class ObjectStoreTransfer(WeightTransferEngine[StoreAddress, VersionToPull]):
-    """Pulls bucket by bucket and loads through vLLM's layerwise reload (plain `load_weights` fails on CPU after start)."""
+class Transfer(WeightTransferEngine[StoreAddress, Update]):
+    """Loads through vLLM's layerwise reload (plain `load_weights` fails on CPU after start)."""
 
     init_info_cls = StoreAddress
-    update_info_cls = VersionToPull
+    update_info_cls = Update
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -93,6 +104,7 @@ class ObjectStoreTransfer(WeightTransferEngine[StoreAddress, VersionToPull]):
         self._verified = False
         self._base: BaseWeights | None = None  # for versions that are adapters
         self._reloading: list[Any] = []  # the model, or the layers that a set of adapters touches
+        self._group: Group | None = None  # with the learner's rank 0
 
     def init_transfer_engine(self, init_info: StoreAddress) -> None:
         if not ray.is_initialized():
@@ -118,28 +130,71 @@ class ObjectStoreTransfer(WeightTransferEngine[StoreAddress, VersionToPull]):
         if torch.accelerator.is_available():
             torch.accelerator.synchronize()
 
-    def receive_weights(self, update_info: VersionToPull) -> None:
+    def receive_weights(self, update_info: Update) -> None:
         """Raises WeightMismatch at the first update where names or checksums disagree, UnknownVersion for one that is gone."""
+        if update_info.handles is not None:
+            self._load(iter([shared.opened(update_info.handles)]))
+            shared.let_go()
+        elif update_info.invitation is None or not self._received(update_info.invitation):
+            self._load(self._pulled(update_info.version))
+        self._verified = True
+
+    def _received(self, invited: dict[str, Any]) -> bool:
+        """Load what the learner sends. False when it did not arrive: then the model is a mixture, and any version can be loaded."""
+        try:
+            group, transfer = self._joined(invited)
+            self._load(iter([group.receive(transfer)]))
+        except CollectiveFailed as error:
+            logger.warning("a version comes from the object store, the learner did not send it: %s", error)
+            self._group = None
+            self.finish_weight_update()  # layers that have a part of it could not begin anew
+            return False
+        return True
+
+    def _joined(self, invited: dict[str, Any]) -> tuple[Group, str]:
+        """The group of an invitation, and which transfer to receive in it."""
+        meeting = Meeting(**invited["meeting"])
+        if self._group is None or self._group.key != meeting.key:
+            if self._group is not None:
+                self._group.close()
+            rank = invited["first_rank"] + self.parallel_config.rank
+            self._group = Group(meeting, rank, self.device, host=ray.util.get_node_ip_address())
+        return self._group, invited["transfer"]
+
+    def _pulled(self, version: int) -> Iterator[Iterator[tuple[str, torch.Tensor]]]:
+        """Buckets from the object store, each valid until the next is asked for."""
         if self._address is None:
             raise RuntimeError("init_transfer_engine must come before an update")
         store = find_store(self._address.store, self._address.namespace)  # by name each time: one that died is replaced
-        names: list[str] = []
-        adapters: dict[str, torch.Tensor] = {}
-        for bucket in pull(store, update_info.version, PULL_SECONDS):
-            names.extend(bucket)
+        for bucket in pull(store, version, PULL_SECONDS):
             if not self._verified:
                 _verify_checksums(bucket)
-            if are_adapters(bucket):
-                adapters |= {name: tensor.clone() for name, tensor in _tensors(bucket, self.device)}
-            else:
-                if not self._reloading:
-                    self._begin([self.model])
-                cast(Any, self.model).load_weights(_tensors(bucket, self.device))
+            yield _tensors(bucket, self.device)
+
+    def _load(self, parts: Iterator[Iterator[tuple[str, torch.Tensor]]]) -> None:
+        """Whole weights as they come, adapters once all are there."""
+        names: list[str] = []
+        adapters: dict[str, torch.Tensor] = {}
+
+        def whole(tensors: Iterator[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+            for name, tensor in tensors:
+                names.append(name)
+                if is_adapter(name):
+                    adapters[name] = tensor.clone()
+                else:
+                    yield name, tensor
+
+        for tensors in parts:
+            ours = whole(tensors)
+            if (first := next(ours, None)) is None:
+                continue
+            if not self._reloading:
+                self._begin([self.model])
+            cast(Any, self.model).load_weights(itertools.chain([first], ours))
         if adapters:
             self._load_adapters(collect(adapters))
         elif not self._verified:
             self._verify_names(names)
-        self._verified = True
 
     def _load_adapters(self, adapters: dict[str, Adapter]) -> None:
         """Base plus adapter for the layers that have one; an engine's layer is reloaded whole."""
@@ -180,6 +235,8 @@ class ObjectStoreTransfer(WeightTransferEngine[StoreAddress, VersionToPull]):
     def shutdown(self) -> None:
         """The store belongs to the Algorithm; this process's connection ends with the process."""
         self._address = None
+        if self._group is not None:
+            self._group.close()
 
     def _verify_names(self, published: Iterable[str]) -> None:
         tied = bool(self.model_config.hf_text_config.tie_word_embeddings)
@@ -190,8 +247,10 @@ class ObjectStoreTransfer(WeightTransferEngine[StoreAddress, VersionToPull]):
 
 
 def _tensors(bucket: Bucket, device: torch.device) -> Iterator[tuple[str, torch.Tensor]]:
+    """On the way to a card through pinned memory: a copy from the object store's own would be several times slower, and be waited for."""
     for name, packed in bucket.items():
-        yield name, packed.tensor().to(device)
+        tensor = packed.tensor()
+        yield name, tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _verify_checksums(bucket: Bucket) -> None:

@@ -174,19 +174,19 @@ def test_after_any_failure_a_restarted_learner_gets_on(seed: int) -> None:
 
 def test_apart_on_policy_runners_load_along_and_others_wait_for_the_whole() -> None:
     card = Card()
-    Apart(card, card.publish, seconds=1, along=True).publish(1)  # type: ignore[arg-type]
+    Apart(card, card.publish, seconds=1, begin=card.begin_sync).publish(1)  # type: ignore[arg-type]
     assert card.log == ["open 1", "engines begin 1", "publish 1", "engines finish 1"], "nobody asks for a version before it is open"
     card.log.clear()
     card.gate_open, card.learner = True, True
     card.alone = lambda: None  # type: ignore[method-assign]  # they have cards of their own
-    Apart(card, card.publish, seconds=1, along=False).publish(2)  # type: ignore[arg-type]
+    Apart(card, card.publish, seconds=1, begin=None).publish(2)  # type: ignore[arg-type]
     assert card.log == ["open 2", "publish 2", "engines load 2"]
 
 
 def test_apart_runners_hear_of_weights_that_a_new_store_was_filled_with() -> None:
     card = Card()
     card.gate_open, card.alone = True, lambda: None  # type: ignore[method-assign]
-    Apart(card, lambda version, opened: None, seconds=1, along=True).publish(1)  # type: ignore[arg-type]  # its store had died: never opened
+    Apart(card, lambda version, opened: None, seconds=1, begin=card.begin_sync).publish(1)  # type: ignore[arg-type]  # its store had died: never opened
     assert card.log == ["engines load 1"]
 
 
@@ -194,7 +194,7 @@ def test_apart_a_failed_publish_still_hears_the_runners_out() -> None:
     card = Card()
     card.failing = {"publish 1"}
     with pytest.raises(LearnerError):
-        Apart(card, card.publish, seconds=1, along=True).publish(1)  # type: ignore[arg-type]
+        Apart(card, card.publish, seconds=1, begin=card.begin_sync).publish(1)  # type: ignore[arg-type]
     assert card.log[-1] == "engines finish 1"
 
 

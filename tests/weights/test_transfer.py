@@ -36,7 +36,7 @@ def test_vllm_finds_the_plugin_and_registering_twice_is_harmless() -> None:
     (found,) = [e for e in entry_points(group="vllm.general_plugins") if e.name == "mmsr_weights"]
     found.load()()
     register()
-    assert WeightTransferEngineFactory._registry[BACKEND]().__name__ == "ObjectStoreTransfer"
+    assert WeightTransferEngineFactory._registry[BACKEND]().__name__ == "Transfer"
 
 
 def test_the_learner_and_vllm_mean_the_same_weights(tiny_model: Path) -> None:
