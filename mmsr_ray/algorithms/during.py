@@ -70,15 +70,15 @@ class DuringTraining:
         """The run goes on from the end of `step`. The best model stays: it is what best.json says, whichever life it is of."""
         forget_after(self._folder, step)
 
-    def record(self, step: int, version: int, actors: Sequence[ActorHandle]) -> dict[str, Any]:
+    def record(self, step: int, version: int, actors: Callable[[], Sequence[ActorHandle]]) -> dict[str, Any]:
         """The group `evaluation` of the step's record: {workflow: numbers, "best_accuracy", "best_step"}, and "seconds".
 
-        `version` is that of the weights that the runners behind `actors` hold. {"failed": 1.0, "seconds"} where it did not work out.
+        `version` is that of the weights that the runners whom `actors` finds hold. {"failed": 1.0, "seconds"} where it did not work out.
         """
         began = time.monotonic()
         try:
-            numbers = self._measured(step, version, actors)
-        except (BudgetSpent, RayError, OSError, DataError) as error:
+            numbers = self._measured(step, version, actors())
+        except (BudgetSpent, LearnerError, RayError, OSError, DataError) as error:
             logger.error("step %d is left without an evaluation: %s", step, error)
             numbers = {"failed": 1.0}
         return numbers | {"seconds": time.monotonic() - began}

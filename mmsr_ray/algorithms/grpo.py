@@ -226,7 +226,11 @@ class GRPO(Algorithm):
 
     def restore_env_runners(self, env_runner_group: EnvRunnerGroup) -> list[int]:
         """RLlib's hook before each step; between hooks the sampler does the same."""
-        return self.parts.runners.revive()
+        try:
+            return self.parts.runners.revive()
+        except LearnerError as error:  # it was to publish for one that starts over
+            self._rewind(error)
+            return []
 
     def _rewind(self, error: Exception) -> None:
         """The learner failed: restart it whole and take everything back to the last checkpoint. Raises on the second failure in a row."""
@@ -258,7 +262,7 @@ class GRPO(Algorithm):
             record["overlap"] = overlap
         if self.during.due(self.finished_steps):
             with self.exported.evaluating():
-                record["evaluation"] = self.during.record(self.finished_steps, self.version, self._actors())
+                record["evaluation"] = self.during.record(self.finished_steps, self.version, self._actors)
             record["seconds"]["evaluation"] = record["evaluation"].pop("seconds")
             self.spending.look()  # what an evaluation asks for is no step's
         self.owner.check()
@@ -323,6 +327,9 @@ class GRPO(Algorithm):
         return rows
 
     def _actors(self) -> list[ActorHandle]:
+        """For an evaluation, in which nobody looks after the runners: whoever starts over meanwhile does so by itself."""
+        self.turns.fill_store()
+        self.parts.runners.settle()
         return [self.parts.runners.actor(i) for i in self.parts.runners.lasting()]
 
     # ------------------------------------------------------------------------------------------------ checkpoint

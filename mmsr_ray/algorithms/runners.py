@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 ASK_EVERY_SECONDS = 1.0  # an actor that is being restarted refuses calls at once
 ELASTIC_GRACE_SECONDS = 1.0  # how long a weight sync waits for elastic runners once the others are done
+SETTLE_SECONDS = 0.1  # between looks at runners that are waited for
 STOP_SECONDS = 10.0
 UNSYNCED = -1  # before the first sync
 NOBODY: Mapping[int, Invitation] = {}
@@ -198,6 +199,15 @@ class RunnerGroup(EnvRunnerGroup):
                 self._ask(runner, _Asked.ALIVE)
         self._start_over_late_ones(now)
         return joined
+
+    def settle(self) -> None:
+        """Wait for runners of the placement group that have begun to start. One may have left its device, and wait for the next version.
+
+        Raises RunnersLost as `revive` does.
+        """
+        while any(not self._members.elastic(runner) for runner in self._members.at(Stage.STARTING)):
+            self.revive()
+            time.sleep(SETTLE_SECONDS)
 
     def _ask(self, runner: int, what: _Asked) -> None:
         actor = self.actor(runner)

@@ -45,6 +45,10 @@ class Turns(Protocol):
         """Inside it is the learner's turn; afterwards the runners hold `version`, which is published, and can sample."""
         ...
 
+    def fill_store(self) -> None:
+        """From here on, until the next version, a runner that starts over finds the runners' version in the store. Raises LearnerError."""
+        ...
+
     def record(self) -> dict[str, Any]:
         """For the step's record: what the turns since the last call cost."""
         ...
@@ -88,6 +92,9 @@ class Apart:
 
     def borrowed(self, version: int) -> AbstractContextManager[None]:
         return nullcontext()
+
+    def fill_store(self) -> None:
+        pass
 
     def record(self) -> dict[str, Any]:
         return {}
@@ -164,6 +171,9 @@ class Colocated:
                 self._started = True
         self._remember("sampling", self._learners.device_memory())
 
+    def fill_store(self) -> None:
+        pass
+
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
         began = time.monotonic()
@@ -185,7 +195,7 @@ class ColocatedSharing(Colocated):
     """As Colocated, but engines load from the ranks' own memory on their cards, before the ranks leave (`learner.transport=ipc`).
 
     The engines' caches, and runners that start, come only once the ranks have left. The store gets a version when a runner needs it there: all
-    of them at first, later one that starts over. Ranks that are away can publish: their weights lie in host memory.
+    of them at first, later one that starts over, or may without the driver's looking (`fill_store`). Ranks that are away can publish: their weights lie in host memory.
     """
 
     def __init__(self, *args: Any, newest_in_store: Callable[[], int], **kwargs: Any) -> None:
@@ -193,7 +203,7 @@ class ColocatedSharing(Colocated):
         super().__init__(*args, **kwargs)
         self._newest_in_store = newest_in_store
         self._version: int | None = None
-        self._runners.before_pull = self._fill_store
+        self._runners.before_pull = self.fill_store
 
     def publish(self, version: int) -> None:
         self.to_learner()
@@ -206,10 +216,10 @@ class ColocatedSharing(Colocated):
                 self._runners.load(version, self._learners.offer(), timeout=self._seconds)
             self._newest_in_store()  # there must be a store, for the gate is there
         else:
-            self._fill_store()
+            self.fill_store()
         super()._give_to_engines(version)
 
-    def _fill_store(self) -> None:
+    def fill_store(self) -> None:
         if self._version is not None and self._newest_in_store() != self._version:
             self._publish(self._version, lambda: None)
 

@@ -74,7 +74,7 @@ class World:
 
     def at(self, step: int, correct: int) -> dict[str, Any]:
         self.correct = correct
-        return self.during.record(step, step + 100, [])
+        return self.during.record(step, step + 100, list)
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def test_a_step_that_stays_done_is_not_measured_again(world: World) -> None:
     world.at(2, correct=2)
     resumed = DuringTraining(world.config, world.folder, world.export)
     resumed.went_back(2)
-    again = resumed.record(2, 105, [])
+    again = resumed.record(2, 105, list)
     assert world.asked == 4
     assert (again["on_demand"]["accuracy"], again["best_step"]) == (0.5, 2)
 
@@ -128,7 +128,7 @@ def test_a_run_that_goes_back_replaces_the_rows_of_its_first_life(world: World) 
     world.during.went_back(2)
     assert [r["name"] for r in read_rows(world.folder)] == ["before RL, direct", "at step 2, on_demand"]
     world.correct = 2
-    again = world.during.record(4, 205, [])
+    again = world.during.record(4, 205, list)
     assert (again["on_demand"]["accuracy"], again["best_step"], again["best_accuracy"]) == (0.5, 4, 0.75)
     assert best(world) == (4, 0.75, "3 right"), "it is a model that was, and the better one"
     (_, _, row) = read_rows(world.folder)

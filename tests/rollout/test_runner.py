@@ -24,7 +24,10 @@ from mmsr_ray.rollout.engine import load_codec
 from mmsr_ray.rollout.update import UpdateMode
 from mmsr_ray.tools.tape import TapeMiss
 from mmsr_ray.types import Generation, Group, GroupSummary, Outcome, Sample, Sampling, SealedTokens, Ticket, ToolFailure
+from mmsr_ray.weights import shared
 from mmsr_ray.weights.adapters import Adapter
+from mmsr_ray.weights.collective import Group as Collective
+from mmsr_ray.weights.collective import Invitation, Meeting, open_store
 from mmsr_ray.weights.publisher import buckets
 from mmsr_ray.weights.store import UnknownVersion, publish, pull, start_store, store_name
 from tests.rollout import scripted
@@ -275,6 +278,56 @@ def test_a_version_is_loaded_while_it_is_published_and_one_given_up_is_told(run:
     with pytest.raises(UnknownVersion):
         list(pull(run.store, run.version + 1, WAIT))
     assert ray.get(run.store.latest.remote(), timeout=WAIT) == run.version
+
+
+@pytest.mark.parametrize("half_way", [False, True])
+def test_a_version_that_the_learner_sends_and_one_that_breaks_off_are_both_whole(run: Run, half_way: bool) -> None:
+    run.sync(1.1)
+    other = run.greedy("what is this?", 1)
+    run.sync()
+    before = run.greedy("what is this?", 1)
+    run.publish(1.1)  # what is sent is in the store as well
+    host = ray.util.get_node_ip_address()
+    store = open_store(host, WAIT)
+    meeting = Meeting(f"{half_way}", host, store.port, 2, WAIT)
+    call = run.runner.sync_weights.remote(run.version, Invitation(meeting, 1, "first"))
+    group = Collective(meeting, 0, torch.device("cpu"), host=host, store=store)
+
+    def tensors() -> Iterator[tuple[str, torch.Tensor]]:
+        for number, named in enumerate(_scaled(run.weights, 1.1).items()):
+            if half_way and number == len(run.weights) // 2:
+                raise ZeroDivisionError
+            yield named
+
+    if half_way:
+        with pytest.raises(ZeroDivisionError):
+            group.send("first", tensors(), None)
+    else:
+        group.send("first", tensors(), None)
+    ray.get(call, timeout=WAIT)
+    after = run.greedy("what is this?", 1)
+    assert (after.token_ids, after.logprobs) == (other.token_ids, other.logprobs) != (before.token_ids, before.logprobs)
+    group.close()
+    run.sync()  # by the store again
+
+
+def test_an_engine_that_left_loads_the_learners_own_memory(run: Run) -> None:
+    before = run.greedy("what is this?", 1)
+    ray.get(run.runner.leave_device.remote(), timeout=WAIT)
+    weights = {name: weight.clone() for name, weight in _scaled(run.weights, 1.1).items()}
+    version = run.version + 1
+    ray.get(run.runner.load_weights.remote(version, shared.offer(weights.items())), timeout=WAIT)
+    for weight in weights.values():
+        weight.zero_()  # the learner's next step
+    ray.get(run.runner.sync_weights.remote(version), timeout=WAIT)  # which is in no store
+    after = run.greedy("what is this?", 1)
+    assert set(after.versions) == {version}
+    assert after.logprobs != before.logprobs
+    run.version = version
+    run.sync(1.1)
+    again = run.greedy("what is this?", 1)
+    assert (again.token_ids, again.logprobs) == (after.token_ids, after.logprobs)
+    run.sync()
 
 
 def test_turns_finish_first_where_the_update_waits_for_them(run: Run) -> None:

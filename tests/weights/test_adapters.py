@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmsr_ray.weights.adapters import Adapter, AdapterError, are_adapters, collect, expected, layers_to_reload
+from mmsr_ray.weights.adapters import Adapter, AdapterError, collect, expected, is_adapter, layers_to_reload
 from mmsr_ray.weights.publisher import buckets
 from mmsr_ray.weights.transfer import BaseWeights, WeightMismatch, compare_names
 
@@ -32,8 +32,8 @@ def test_adapters_travel_as_they_are(dtype: torch.dtype) -> None:
     sent = {"a.b": adapter(dtype), "c": adapter(dtype)}
     named = [pair for module, one in sent.items() for pair in one.named(module)]
     arrived = {name: packed.tensor().clone() for bucket in buckets(named, None, 10) for name, packed in bucket.items()}
-    assert are_adapters(arrived)
-    assert not are_adapters(["a.b.weight"])
+    assert all(is_adapter(n) for n in arrived)
+    assert not all(is_adapter(n) for n in ["a.b.weight"])
     for module, found in collect(arrived).items():
         assert torch.equal(found.a, sent[module].a) and torch.equal(found.b, sent[module].b) and found.scale == sent[module].scale
 
