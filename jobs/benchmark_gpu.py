@@ -26,6 +26,7 @@ from ray.exceptions import RayError
 from jobs import benchmark_gpu_parts as parts
 from jobs.atlas_stage import world
 from jobs.benchmark_rows import row
+from jobs.benchmark_transports import transport_rows
 from jobs.benchmark_weights import model_folder
 from jobs.connect import connect
 from mmsr_ray.config import Config
@@ -80,15 +81,12 @@ def gpu(config: Config, size: str, chosen: Sequence[str] = PARTS, steps: int = p
             "engine": ("engine against bare vLLM", lambda: parts.engine(here, size)),
             "numerics": ("numerics of learner and engine", lambda: parts.numerics(here, size)),
             "float32": ("numerics of learner and engine in float32", lambda: parts.numerics(in_float32(here), size)),
-            "update": ("weight update, object store", lambda: parts.weight_update(here, size)),
+            "update": ("weight updates", lambda: transport_rows(here, size, SUITE)),
             "colocated": ("colocated steps", lambda: parts.colocated(here, size, steps)),
         }.items():
             if name in chosen:
                 yield attempt(title, part)
         del tools
-    if "update" in chosen:
-        why = "this transport is not built: weights go through the object store"
-        yield [{"name": f"weight update, {transport}", "not_available": why} for transport in ("CUDA IPC", "NCCL")]
 
 
 def attempt(name: str, part: Part) -> Rows:

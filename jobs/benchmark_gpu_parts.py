@@ -11,7 +11,6 @@ import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,10 +18,8 @@ import psutil
 import ray
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 
 from jobs.benchmark_rows import row
-from jobs.benchmark_weights import Publisher
 from mmsr_ray.agent.pieces import Own
 from mmsr_ray.agent.tokens import Transcript
 from mmsr_ray.algorithms.grpo_config import GRPOConfig
@@ -34,7 +31,7 @@ from mmsr_ray.learner.model import load_policy
 from mmsr_ray.learner.numerics import Differences, learner_with_engine, learner_with_itself
 from mmsr_ray.learner.pictures import PatchCache, VisionGeometry
 from mmsr_ray.rollout.engine import VLLMEngine
-from mmsr_ray.rollout.measure import bare_rate, runner_rate, update_seconds
+from mmsr_ray.rollout.measure import bare_rate, runner_rate
 from mmsr_ray.tools.actor import start_tools
 from mmsr_ray.types import Sampling, SealedTokens
 
@@ -78,22 +75,6 @@ def engine(config: Config, size: str) -> Rows:
         ours = runner_rate(actor, samples, config.grpo.group_size)
     name = f"tokens per second of the env runner, {QUESTIONS * config.grpo.group_size} rollouts of one turn with a picture, {_label(size)}"
     return [row(name, ours.per_second, "tokens/s", "vllm.LLM.generate on the same prompts", bare.per_second, SUITE)]
-
-
-def weight_update(config: Config, size: str) -> Rows:
-    """Seconds of an update of a real engine through the object store, and of its pause in it."""
-    name = f"weights-benchmark-{size}-{config.run.name}"
-    publisher = Publisher(config, load_file(Path(config.model.path) / "model.safetensors"), name)
-    publisher.publish()
-    with _one_runner(config, name) as actor:
-        found = update_seconds(actor, publisher.publish, UPDATES + 1)[1:]
-    total = statistics.median(update["total"] for update in found)
-    pause = statistics.median(update["total"] - update["wait"] for update in found)
-    label = f"of an engine of the {_label(size)} through the object store, published before"
-    return [
-        row(f"seconds of a weight update {label}", total, "s", "its pause", max(pause, NOISE), SUITE),
-        row(f"seconds that a weight update stands still {label}", pause, "s", "the goal", 1.0, SUITE),
-    ]
 
 
 # ---------------------------------------------------------------------------------------------------- colocated

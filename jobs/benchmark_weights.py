@@ -30,6 +30,7 @@ from safetensors.torch import load_file, save_file
 
 from jobs.atlas_stage import world
 from jobs.benchmark_rows import row
+from jobs.benchmark_transports import DESCRIPTIONS, measured
 from jobs.connect import connect
 from mmsr_ray.algorithms.grpo_config import GRPOConfig
 from mmsr_ray.algorithms.parts import start_runners
@@ -53,7 +54,7 @@ ENGINE_GIB = 7.0  # of free memory for a real engine of ENGINE's shape
 
 def weights(config: Config) -> list[dict[str, Any]]:
     """All rows; those that do not fit into memory are left out, with a sentence."""
-    rows = [measured for size in ROUNDS for measured in _by_size(size, config.learner.bucket_bytes)]
+    rows = [found for size in ROUNDS for found in _by_size(size, config.learner.bucket_bytes)]
     connect(config)
     with world(config) as here:
         running = start_tools(here)
@@ -163,25 +164,24 @@ def _store_bytes() -> float:
 
 
 def _engine(config: Config) -> list[dict[str, Any]]:
-    """A real vLLM engine of a larger shape: seconds in which nothing is generated, publishing not included."""
-    name = f"weights-benchmark-{ENGINE}-{config.run.name}"
+    """A real vLLM engine of a larger shape, by transport: seconds in which nothing is generated, publishing not included."""
     with larger(config, Path(config.model.path)) as large:
         if large is None:
             return []
-        tensors = weights_of_shape(ENGINE)
-        publisher = Publisher(config, tensors, name)
-        publisher.publish()
-        runners = start_runners(large, GRPOConfig.from_config(large), store=name)
-        try:
-            runners.wait_until_up()
-            parts = update_seconds(runners.actor(runners.ids()[0]), publisher.publish, 6)[1:]
-        finally:
-            runners.stop()
-    size = sum(t.numel() * t.element_size() for t in tensors.values())
+        found = {transport: measured(large, transport) for transport in DESCRIPTIONS}
+    size = version_bytes(ENGINE)
     copy = size / copy_rate()
-    pause = statistics.median(p["total"] - p["wait"] for p in parts)
     label = f"a vLLM CPU engine of the {ENGINE.upper()} shape, {size / 1e9:.2f} GB in bf16"
-    return [_row(f"seconds that {label} stands still in an update", pause, "s", "one copy of the same bytes by torch", copy)]
+    return [
+        _row(
+            f"seconds that {label} stands still in an update {DESCRIPTIONS[transport]}",
+            statistics.median(pause for _, pause in seconds),
+            "s",
+            "one copy of the same bytes by torch",
+            copy,
+        )
+        for transport, seconds in found.items()
+    ]
 
 
 @contextmanager
