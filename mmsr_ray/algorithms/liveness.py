@@ -1,7 +1,7 @@
 """Whether the actors and nodes that training stands on live, found out without ever waiting for one of them.
 
 Promise: `lost` returns at once. It names an actor within about a second of Ray knowing that it died, and never one that is
-merely busy: an actor that does not answer has its own deadlines elsewhere. `living_node_ids` waits for Ray's head, but not for long.
+merely busy: an actor that does not answer has its own deadlines elsewhere. `Nodes` waits for Ray's head, but not for long and not often.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 ASK_EVERY_SECONDS = 1.0
 HEAD_SECONDS = 5.0
+HEAD_REST_SECONDS = 30.0
 
 
 class Watch:
@@ -54,10 +55,19 @@ class Watch:
         return False
 
 
-def living_node_ids() -> set[str] | None:
-    """None while the head does not answer."""
-    try:
-        return {node.id for node in living_nodes(HEAD_SECONDS)}
-    except HeadAway as error:
-        logger.warning("which nodes live is not known: %s", error)
-        return None
+class Nodes:
+    """Which nodes live. A head that did not answer is left alone for a while: else every batch would wait for it."""
+
+    def __init__(self) -> None:
+        self._not_before = 0.0
+
+    def living(self) -> set[str] | None:
+        """Their ids; None while the head does not answer."""
+        if time.monotonic() < self._not_before:
+            return None
+        try:
+            return {node.id for node in living_nodes(HEAD_SECONDS)}
+        except HeadAway as error:
+            logger.warning("which nodes live is not known: %s", error)
+            self._not_before = time.monotonic() + HEAD_REST_SECONDS
+            return None
