@@ -32,6 +32,7 @@ from mmsr_ray.data.construction.mixture import mixture
 from mmsr_ray.data.reader import read_samples
 from mmsr_ray.data.schema import DataError
 from mmsr_ray.evaluation.trajectories import write_trajectories
+from mmsr_ray.head import living_nodes
 from mmsr_ray.learner.plan import Item
 from mmsr_ray.rewards.score import score
 from mmsr_ray.rollout.engine import load_codec
@@ -68,9 +69,9 @@ def world(config: Config) -> Iterator[Config]:
 
 
 def web_host(config: Config) -> str:
-    """The address that the web listens on. Raises ConfigError where tools that run on other nodes could not reach it, or may not."""
+    """The address that the web listens on. Raises ConfigError where tools that run on other nodes could not reach it, or may not, and HeadAway."""
     here = ray.util.get_node_ip_address()
-    others = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]} - {here} if ray.is_initialized() else set()
+    others = {node.address for node in living_nodes()} - {here} if ray.is_initialized() else set()
     host = here if config.atlas.host == NODE else config.atlas.host
     try:
         loopback = ipaddress.ip_address(host).is_loopback

@@ -35,6 +35,7 @@ from jobs.connect import connect
 from mmsr_ray.algorithms.grpo_config import GRPOConfig
 from mmsr_ray.algorithms.parts import start_runners
 from mmsr_ray.config import Config
+from mmsr_ray.head import stored_bytes
 from mmsr_ray.learner.shapes import SHAPES, shape_config
 from mmsr_ray.rollout.measure import update_seconds
 from mmsr_ray.tools.actor import start_tools
@@ -143,9 +144,9 @@ def _tiny(config: Config) -> list[dict[str, Any]]:
         runners.wait_until_up()
         actor = runners.actor(runners.ids()[0])
         update_seconds(actor, publisher.publish, 3)
-        before = _store_bytes()
+        before = stored_bytes()
         seconds = [parts["total"] for parts in update_seconds(actor, publisher.publish, UPDATES)]
-        after = _store_bytes()
+        after = stored_bytes()
     finally:
         runners.stop()
     size = sum(t.numel() * t.element_size() for t in model.values())
@@ -156,11 +157,6 @@ def _tiny(config: Config) -> list[dict[str, Any]]:
         _row("object store after 100 updates", after / 2**20, "MiB", f"before them; one version is {size / 2**20:.1f} MiB",
              before / 2**20),
     ]  # fmt: skip
-
-
-def _store_bytes() -> float:
-    total, free = ray.cluster_resources(), ray.available_resources()
-    return total["object_store_memory"] - free["object_store_memory"]
 
 
 def _engine(config: Config) -> list[dict[str, Any]]:

@@ -23,11 +23,13 @@ from mmsr_ray.atlas.prepare import AtlasError
 from mmsr_ray.config import Config, ConfigError, load
 from mmsr_ray.data.schema import DataError
 from mmsr_ray.evaluation.answers import AnswersError
+from mmsr_ray.head import HeadAway
 from mmsr_ray.learner.durable import NotWritten
 from mmsr_ray.observability.report import FILE as REPORT
 from mmsr_ray.observability.trackers.port import TrackerError
 from mmsr_ray.serving.keys import KeysError
 from mmsr_ray.tools.errors import BudgetSpent, ToolsError
+from mmsr_ray.tools.tape import TapeMiss
 
 TO_MEND = 2
 OUT_OF_MONEY = 3
@@ -35,9 +37,11 @@ USERS_TO_MEND = (
     ConfigError,
     DataError,
     ToolsError,
+    TapeMiss,
     CodecError,
     PromptError,
     AtlasError,
+    HeadAway,
     NoRoom,
     PreflightError,
     NoEngine,

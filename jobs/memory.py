@@ -10,6 +10,7 @@ import torch
 from ray.exceptions import GetTimeoutError
 
 from mmsr_ray.config import Config
+from mmsr_ray.head import living_nodes
 from mmsr_ray.learner.memory import check, machine_of, summary
 from mmsr_ray.learner.meter import HostMeter
 from mmsr_ray.learner.phases import GIB
@@ -21,9 +22,12 @@ CARD_SECONDS = 120.0  # to ask a card for its size; a cluster that has yet to gr
 
 
 def check_memory(config: Config) -> None:
-    """Raises ConfigError where the plan does not fit. What config.machine leaves open is looked up: a card, and the memory of a lone node."""
+    """What config.machine leaves open is looked up: a card, and the memory of a lone node.
+
+    Raises ConfigError where the plan does not fit, and HeadAway.
+    """
     machine = machine_of(config)
-    if not machine.host_gib and len(ray.nodes()) == 1:
+    if not machine.host_gib and len(living_nodes()) == 1:
         machine = replace(machine, host_gib=HostMeter("").now().total / GIB)
     if on_cuda(config.learner) and not machine.card_gib:
         machine = replace(machine, card_gib=_card_gib())
@@ -34,7 +38,7 @@ def check_memory(config: Config) -> None:
 
 def _card_gib() -> float:
     """Of the smallest card of one node; 0 where there is none."""
-    if not ray.cluster_resources().get("GPU"):
+    if not any(node.resources.get("GPU") for node in living_nodes()):
         return 0.0
     try:
         return ray.get(ray.remote(num_cpus=0, num_gpus=0.01, max_calls=1)(_smallest).remote(), timeout=CARD_SECONDS)

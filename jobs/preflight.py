@@ -23,6 +23,7 @@ from jobs.room import wait_for_room
 from mmsr_ray.algorithms import checkpoints
 from mmsr_ray.algorithms.parts import bundles
 from mmsr_ray.config import Config
+from mmsr_ray.head import living_nodes
 from mmsr_ray.learner.durable import folder_bytes
 from mmsr_ray.nodes import resources
 from mmsr_ray.preflight.compare import checkpoint_bytes, no_room_on_disk, wrong_image, wrong_storage
@@ -40,7 +41,7 @@ class PreflightError(RuntimeError):
 
 
 def check_cluster(config: Config) -> None:
-    """Wait for room, then look at every node that can run something. Raises NoRoom and PreflightError."""
+    """Wait for room, then look at every node that can run something. Raises NoRoom, PreflightError and HeadAway."""
     wanted = bundles(config).bundles
     if config.tools.node:
         wanted = [*wanted, resources(config.tools.node)]
@@ -49,7 +50,7 @@ def check_cluster(config: Config) -> None:
 
 
 def check_nodes(config: Config) -> None:
-    """Raises PreflightError."""
+    """Raises PreflightError and HeadAway."""
     folder = Path(config.run.dir, config.run.name).absolute()
     mark = f".preflight-{uuid.uuid4().hex[:12]}"
     try:
@@ -81,10 +82,10 @@ def _reports(folder: Path, mark: str) -> list[NodeReport]:
     own = ray.get_runtime_context().get_node_id()
     look: Any = ray.remote(num_cpus=0, max_retries=0)(report)
     asked = {}
-    for node in ray.nodes():
-        if node["Alive"] and node["NodeID"] != own and node["Resources"].get("CPU"):
-            name = f"{node['NodeManagerAddress']}-{node['NodeID'][:6]}"
-            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+    for node in living_nodes():
+        if node.id != own and node.resources.get("CPU"):
+            name = f"{node.address}-{node.id[:6]}"
+            there = NodeAffinitySchedulingStrategy(node.id, soft=False)
             asked[name] = look.options(scheduling_strategy=there).remote(name, folder, mark, SEEN_SECONDS)
     if asked:
         ray.wait(list(asked.values()), num_returns=len(asked), timeout=NODE_SECONDS)

@@ -41,6 +41,8 @@ def reinforce(config: Config, model: str, folder: Path) -> str:
         raise BudgetSpent(_go_on(config, paused["steps"]))
     # metrics.jsonl is written by the algorithm itself; Tune's copies would say the same in other files.
     os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
+    # Every 10 s it would ask the head what the cluster has, for a line that nobody prints, and wait for ever while the head is away.
+    os.environ["TUNE_STATE_REFRESH_PERIOD"] = "inf"
     config = replace(config, model=replace(config.model, path=model))
     wait_for_room(bundles(config), config.grpo.placement_seconds, explain=partial(no_node, config=config))
     results = _tuner(config, folder).fit()

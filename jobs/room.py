@@ -10,19 +10,17 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import ray
-from ray._private.state import available_resources_per_node
-from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled
 from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply  # type: ignore[attr-defined]  # generated
-from ray.exceptions import RayError
-from ray.experimental.internal_kv import _internal_kv_get
 from ray.tune import PlacementGroupFactory
 from ray.util import remove_placement_group
 
 from mmsr_ray.algorithms.placement import Resources, Room, copies, fit
+from mmsr_ray.head import HeadAway, ask, free_resources, living_nodes
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +29,7 @@ TELL_SECONDS = 60.0
 REFUSED_SECONDS = 15.0  # for which an autoscaler must say that it can never add what is missing: it may be starting itself
 ALONE_SECONDS = 8.0  # of one kind of bundle, asked for alone
 GCS_SECONDS = 10.0
-FIRST_STATUS = "__autoscaling_status"  # key of the first autoscaler's report in Ray's store
+FIRST_STATUS = b"__autoscaling_status"  # key of the first autoscaler's report in Ray's store
 READONLY = "node_"
 REMEDY_OF_ONE = "ask for less on one node, or add a group of larger ones (or with the custom resource that is asked for)"
 REMEDY = "lower rollout.num_runners, learner.world_size or what each of them asks for, or start Ray with more"
@@ -46,13 +44,12 @@ def wait_for_room(
 ) -> None:
     """Reserve what `what` needs and let it go again; a reservation makes an autoscaler add nodes.
 
-    Raises NoRoom after `seconds`, and within a minute where neither more nodes nor less load could help. `explain` puts a bundle that
-    no node can ever hold into words.
+    Raises NoRoom after `seconds`, and within a minute where neither more nodes nor less load could help; and HeadAway. `explain` puts
+    a bundle that no node can ever hold into words.
     """
-    reservation = wanted()
-    ready, began, told = reservation.ready(), time.monotonic(), 0.0
-    refused_since = None
-    try:
+    with _reserved(wanted) as ready:
+        began, told = time.monotonic(), 0.0
+        refused_since = None
         while not ray.wait([ready], timeout=1.0)[0]:
             waited = time.monotonic() - began
             if waited > seconds:
@@ -68,23 +65,31 @@ def wait_for_room(
             if waited > told:
                 logger.warning("%s waits for %s: %s", what, _for_what(wanted), _room_now(wanted))
                 told += TELL_SECONDS
+
+
+@contextmanager
+def _reserved(wanted: PlacementGroupFactory) -> Iterator[ray.ObjectRef]:
+    """What says that the room is there; afterwards it is let go. With the head away that would take a minute: it ends with the job."""
+    reservation, away = wanted(), False
+    try:
+        yield reservation.ready()
+    except HeadAway:
+        away = True
+        raise
     finally:
-        remove_placement_group(reservation)
+        if not away:
+            remove_placement_group(reservation)
 
 
 def _why_never(wanted: PlacementGroupFactory, explain: Callable[[Resources], str] | None) -> str:
     """Which kind of bundle the autoscaler has no nodes for, each asked for alone; else there are too many."""
     for bundle in [dict(kind) for kind in dict.fromkeys(tuple(sorted(bundle.items())) for bundle in wanted.bundles)]:
-        alone = PlacementGroupFactory([bundle])
-        reservation = alone()
-        try:
-            ready, deadline = reservation.ready(), time.monotonic() + ALONE_SECONDS
+        with _reserved(PlacementGroupFactory([bundle])) as ready:
+            deadline = time.monotonic() + ALONE_SECONDS
             while not ray.wait([ready], timeout=0.5)[0] and time.monotonic() < deadline:
                 if _refused([bundle]):
                     said = explain(bundle) if explain else f"no node can ever hold {bundle}"
                     return f"{said}; no worker group has such nodes: {REMEDY_OF_ONE}"
-        finally:
-            remove_placement_group(reservation)
     return f"its worker groups at their largest are too small: {_room(wanted)}; raise maxReplicas of a group, or {REMEDY}"
 
 
@@ -106,7 +111,7 @@ def _counted(bundles: Sequence[Resources]) -> Counter[tuple[tuple[str, float], .
 
 def free_room(bundle: Mapping[str, float]) -> int:
     """How many such bundles fit on what is free now."""
-    return copies(bundle, list(available_resources_per_node().values()))
+    return copies(bundle, free_resources())
 
 
 def _for_what(wanted: PlacementGroupFactory) -> str:
@@ -117,21 +122,22 @@ def _for_what(wanted: PlacementGroupFactory) -> str:
 
 def _room(wanted: PlacementGroupFactory) -> Room:
     """On nodes that hold nothing else."""
-    return fit(wanted.bundles, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+    return fit(wanted.bundles, [node.resources for node in living_nodes()])
 
 
 def _room_now(wanted: PlacementGroupFactory) -> Room:
     """On what is free now, where an empty cluster would do."""
     whole = _room(wanted)
-    return fit(wanted.bundles, list(available_resources_per_node().values())) if whole.enough else whole
+    return fit(wanted.bundles, free_resources()) if whole.enough else whole
 
 
 def autoscaler_runs() -> bool:
-    """Does something add nodes to this cluster? False where Ray cannot say."""
+    """Does something add nodes to this cluster? False where Ray cannot say. Raises HeadAway."""
     reply = _status()
     if reply is None:
         return False
-    status, state = _internal_kv_get(FIRST_STATUS), reply.autoscaling_state
+    status = ask(lambda head, timeout: head.internal_kv_get(FIRST_STATUS, None, timeout=timeout), GCS_SECONDS)
+    state = reply.autoscaling_state
     types = [node.ray_node_type_name for node in reply.cluster_resource_state.node_states]
     pending = len(state.pending_instances) + len(state.pending_instance_requests)
     return first_scales(json.loads(status) if status else {}) or second_scales(state.autoscaler_state_version, types, pending)
@@ -140,11 +146,12 @@ def autoscaler_runs() -> bool:
 def _status() -> Any:
     """A GetClusterStatusReply, or None where Ray cannot say."""
     try:
-        reply = GetClusterStatusReply()
-        reply.ParseFromString(GcsClient(ray.get_runtime_context().gcs_address).get_cluster_status(timeout_s=GCS_SECONDS))
-    except (RayError, OSError) as error:
+        said = ask(lambda head, timeout: head.get_cluster_status(timeout_s=timeout), GCS_SECONDS)
+    except HeadAway as error:
         logger.warning("whether an autoscaler runs is not known: %s", error)
         return None
+    reply = GetClusterStatusReply()
+    reply.ParseFromString(said)
     return reply
 
 

@@ -22,7 +22,7 @@ OPEN_WRITES = 16  # a task's process takes seconds to start, and then serves man
 FINISH_SECONDS = 60.0
 
 
-@ray.remote(num_cpus=0, max_retries=1)
+@ray.remote(num_cpus=0, max_retries=1, scheduling_strategy="DEFAULT")  # in the trial's placement group each call would ask the head
 def _write(refs: list[ObjectRef], folder: str, step: int) -> str:
     """`refs` travel in a list, so that this task fetches them and nobody else."""
     return str(trajectories.write_groups(Path(folder), ray.get(refs), step=step))

@@ -1,7 +1,7 @@
 """Whether the actors and nodes that training stands on live, found out without ever waiting for one of them.
 
 Promise: `lost` returns at once. It names an actor within about a second of Ray knowing that it died, and never one that is
-merely busy: an actor that does not answer has its own deadlines elsewhere. `living_nodes` waits for Ray's head, but not for long.
+merely busy: an actor that does not answer has its own deadlines elsewhere. `Nodes` waits for Ray's head, but not for long and not often.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ from typing import Any
 
 import ray
 from ray import ObjectRef
-from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled
-from ray.exceptions import ActorDiedError, RayActorError, RpcError
+from ray.exceptions import ActorDiedError, RayActorError
+
+from mmsr_ray.head import HeadAway, living_nodes
 
 logger = logging.getLogger(__name__)
 
 ASK_EVERY_SECONDS = 1.0
 HEAD_SECONDS = 5.0
+HEAD_REST_SECONDS = 30.0
 
 
 class Watch:
@@ -53,17 +55,19 @@ class Watch:
         return False
 
 
-class Head:
-    """The process that knows which nodes there are. `ray.nodes()` asks the same, and waits for ever while the head is away."""
+class Nodes:
+    """Which nodes live. A head that did not answer is left alone for a while: else every batch would wait for it."""
 
     def __init__(self) -> None:
-        self._client = GcsClient(ray.get_runtime_context().gcs_address)
+        self._not_before = 0.0
 
-    def living_nodes(self) -> set[str] | None:
+    def living(self) -> set[str] | None:
         """Their ids; None while the head does not answer."""
-        try:
-            found = self._client.get_all_node_info(timeout=HEAD_SECONDS)
-        except RpcError as error:
-            logger.warning("which nodes live is not known, the head of Ray does not answer: %s", error)
+        if time.monotonic() < self._not_before:
             return None
-        return {node_id.hex() for node_id, node in found.items() if node.state == node.ALIVE}
+        try:
+            return {node.id for node in living_nodes(HEAD_SECONDS)}
+        except HeadAway as error:
+            logger.warning("which nodes live is not known: %s", error)
+            self._not_before = time.monotonic() + HEAD_REST_SECONDS
+            return None

@@ -67,7 +67,7 @@ def verdict(learned: dict[str, float], step: int, groups: Sequence[ObjectRef], f
     )
 
 
-@ray.remote(num_cpus=0, max_retries=1)
+@ray.remote(num_cpus=0, max_retries=1, scheduling_strategy="DEFAULT")  # as keeping.py's
 def _write(groups: list[ObjectRef], path: str) -> None:
     """`groups` travel in a list, so that this task fetches them and nobody else."""
     write_batch(Path(path), ray.get(groups))

@@ -23,7 +23,7 @@ from ray.experimental import get_object_locations
 from mmsr_ray.algorithms.advantages import carries_signal
 from mmsr_ray.algorithms.feed import Feed, FeedError
 from mmsr_ray.algorithms.ledger import Entry, Ledger
-from mmsr_ray.algorithms.liveness import Head
+from mmsr_ray.algorithms.liveness import Nodes
 from mmsr_ray.algorithms.runners import RunnerGroup
 from mmsr_ray.config import Config
 from mmsr_ray.learner.objective import filters_groups
@@ -70,8 +70,8 @@ class Sampler:
         self._ledger = ledger
         self._filters = filters_groups(config.grpo.filter_groups, config.grpo.loss)
         self._tend = tend
-        self._head: Head | None = None  # asked for the first batch
         self._flights: dict[ObjectRef, _Flight] = {}
+        self._nodes = Nodes()
         self.filtered_in_step = 0
         self.infra_errors = 0  # trajectories lost to infrastructure since `reset_step`
         self.out_of_money = False  # a group was refused searches: nothing more is sent out
@@ -248,8 +248,7 @@ class Sampler:
 
         While the head of Ray is away nobody knows of a lost node: the learner will miss the group.
         """
-        self._head = self._head or Head()
-        living = self._head.living_nodes()
+        living = self._nodes.living()
         if living is None:
             return False
         alive = living | {SPILLED}

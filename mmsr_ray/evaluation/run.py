@@ -197,7 +197,8 @@ def ask(
     up the next look, not the runners. `questions` may be a generator: at most `inflight_per_runner` per runner are in memory.
     `sample_seconds` bounds one attempt at one question, `deadline_seconds` the whole.
     Raises ValueError without runners, and BudgetSpent when the tools are out of money: half an evaluation is none; what had an
-    answer by then has been yielded. A runner that Ray restarts is used again once it answers `ping`; when all are dead for good, the questions that are
+    answer by then has been yielded. Raises TapeMiss, with the question and the call, when a replay is asked for what was not recorded:
+    asking again would not help. A runner that Ray restarts is used again once it answers `ping`; when all are dead for good, the questions that are
     left fail at once.
     """
     if not runners:
@@ -338,14 +339,14 @@ class _Run:
         except RayActorError as error:
             self.pool.report_down(flight.runner)
             self._broke(flight, f"its runner died: {_first_line(error)}")
-        except TapeMiss:  # no failure of a question: the replay is another run than the one recorded
-            raise
         except RayError as error:
             self._broke(flight, _first_line(error))
 
     def _take(self, flight: _Flight, bunch: list[Told], results: ObjectRef) -> None:
         for place, told in enumerate(bunch):
             job = flight.jobs.pop(told.place)
+            if told.not_on_tape:
+                raise TapeMiss(f"question {job.uid}: {told.failure}")
             if told.failure:
                 self._again(job, told.failure)
             else:

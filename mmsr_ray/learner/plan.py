@@ -144,10 +144,11 @@ def _balance(units: list[list[Item]], world_size: int, cost: CostModel) -> list[
     """Dearest unit first, each to the rank with the least work; on a tie, with the fewest items. Each share by falling length."""
     heap = [(0.0, 0, rank) for rank in range(world_size)]
     shares: list[list[Item]] = [[] for _ in range(world_size)]
-    for unit in sorted(units, key=lambda unit: (-_work(unit, cost), *_order(unit[0]))):
+    priced = [(_work(unit, cost), unit) for unit in units]
+    for price, unit in sorted(priced, key=lambda pair: (-pair[0], *_order(pair[1][0]))):
         work, count, rank = heapq.heappop(heap)
         shares[rank] += unit
-        heapq.heappush(heap, (work + _work(unit, cost), count + len(unit), rank))
+        heapq.heappush(heap, (work + price, count + len(unit), rank))
     return [sorted(share, key=_order) for share in shares]
 
 

@@ -1,7 +1,7 @@
 """Every metric of this project: name, kind, unit, labels. Pure.
 
 Promise: a metric that is exported stands here and nowhere else; a label takes few values, known beforehand (a run, a provider, a kind of
-outcome, a runner), and never what a user, a model or the web wrote. Prometheus sees the names with "ray_" before them, and counters with
+outcome, a runner, a served model), and never what a user, a model or the web wrote. Prometheus sees the names with "ray_" before them, and counters with
 "_total" behind them (`Metric.series`). What is counted rarely is a gauge that only grows while its process lives: Ray cannot say that a
 counter is zero, and Prometheus misses the first step of one that was not there before. Ray tells a histogram's values by the middles of
 their buckets: its `_sum` is not exact, so what is to be added up is a counter of its own.
@@ -116,21 +116,20 @@ TOOL_CALL_SECONDS = Metric("mmsr_tools_call_seconds", Kind.HISTOGRAM, "Seconds o
 
 # ---------------------------------------------------------------------------------------------------- serving
 
-_WAYS = ("workflow", "outcome")
+_WHAT = ("model", "workflow")
+_WAYS = (*_WHAT, "outcome")
 SERVED = Metric("mmsr_serving_requests", Kind.COUNTER, "Requests that ended", _WAYS)
 SERVED_SECONDS = Metric(
     "mmsr_serving_seconds", Kind.HISTOGRAM, "Seconds of a request from its coming in to its end", _WAYS, "s", buckets=SLOW
 )
-SERVED_QUEUE_SECONDS = Metric(
-    "mmsr_serving_queue_seconds", Kind.HISTOGRAM, "Seconds until a request was begun", ("workflow",), "s", buckets=SLOW
-)
+SERVED_QUEUE_SECONDS = Metric("mmsr_serving_queue_seconds", Kind.HISTOGRAM, "Seconds until a request was begun", _WHAT, "s", buckets=SLOW)
 SERVED_FIRST_SECONDS = Metric(
-    "mmsr_serving_first_event_seconds", Kind.HISTOGRAM, "Seconds until there was something to see", ("workflow",), "s", buckets=SLOW
+    "mmsr_serving_first_event_seconds", Kind.HISTOGRAM, "Seconds until there was something to see", _WHAT, "s", buckets=SLOW
 )
-SERVED_TOKENS = Metric("mmsr_serving_tokens", Kind.HISTOGRAM, "Tokens of an episode", ("workflow", "kind"), "tokens", buckets=LENGTHS)
-SERVED_TOKENS_USED = Metric("mmsr_serving_tokens_used", Kind.COUNTER, "Tokens of episodes", ("workflow", "kind"), "tokens")
-SERVED_SEARCHES = Metric("mmsr_serving_searches", Kind.COUNTER, "Searches of episodes", ("workflow", "kind", "outcome"))
-SERVED_COST = Metric("mmsr_serving_cost_usd", Kind.COUNTER, "What searches cost", ("workflow",), "USD")
+SERVED_TOKENS = Metric("mmsr_serving_tokens", Kind.HISTOGRAM, "Tokens of an episode", (*_WHAT, "kind"), "tokens", buckets=LENGTHS)
+SERVED_TOKENS_USED = Metric("mmsr_serving_tokens_used", Kind.COUNTER, "Tokens of episodes", (*_WHAT, "kind"), "tokens")
+SERVED_SEARCHES = Metric("mmsr_serving_searches", Kind.COUNTER, "Searches of episodes", (*_WHAT, "kind", "outcome"))
+SERVED_COST = Metric("mmsr_serving_cost_usd", Kind.COUNTER, "What searches cost", _WHAT, "USD")
 SERVING_OPEN = Metric("mmsr_serving_open_requests", Kind.GAUGE, "Questions that run or wait in an ingress replica now", ())
 SERVING_ROOM = Metric("mmsr_serving_room", Kind.GAUGE, "Questions that an ingress replica takes at once", ())
 

@@ -23,6 +23,7 @@ class Told:
     place: int
     summary: Any = None
     failure: str = ""
+    not_on_tape: bool = False  # no failure of one call: the replay is another run than the one recorded
 
 
 class Bunches:
@@ -32,26 +33,26 @@ class Bunches:
         """Call `method` with each of these arguments, all at once; call it with num_returns="streaming".
 
         Yields two lists a bunch: the results, and then, once it is known that the results are somewhere, a `Told` for each of them.
-        Raises TapeMiss: it is no failure of one call, the replay is another run than the one recorded.
         """
-        tasks = {asyncio.create_task(self._within(method, arguments, seconds)): place for place, arguments in enumerate(calls)}
+        tasks = {asyncio.create_task(self._within(place, method, arguments, seconds)) for place, arguments in enumerate(calls)}
         try:
             while tasks:
                 await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-                done, _ = await asyncio.wait(tasks, timeout=BUNCH_SECONDS)
-                ended = [(tasks.pop(task), *task.result()) for task in done]
-                yield [result for _, _, result, _ in ended]
-                yield [Told(place, summary, failure) for place, summary, _, failure in ended]
+                done, tasks = await asyncio.wait(tasks, timeout=BUNCH_SECONDS)
+                ended = [task.result() for task in done]
+                yield [result for result, _ in ended]
+                yield [told for _, told in ended]
         finally:
             for task in tasks:
                 task.cancel()
 
-    async def _within(self, method: str, arguments: Sequence[Any], seconds: float) -> tuple[Any, Any, str]:
-        """(summary, result, why there is none)."""
+    async def _within(self, place: int, method: str, arguments: Sequence[Any], seconds: float) -> tuple[Any, Told]:
+        """The result, None where there is none."""
         try:
             async with asyncio.timeout(seconds) as limit:
-                return *await getattr(self, method)(*arguments), ""
-        except TapeMiss:
-            raise
+                summary, result = await getattr(self, method)(*arguments)
+                return result, Told(place, summary)
+        except TapeMiss as miss:
+            return None, Told(place, failure=str(miss), not_on_tape=True)
         except Exception as error:  # of whatever kind, it is told to who asked
-            return None, None, f"no answer within {seconds:.0f} s" if limit.expired() else f"{type(error).__name__}: {error}"
+            return None, Told(place, failure=f"no answer within {seconds:.0f} s" if limit.expired() else f"{type(error).__name__}: {error}")

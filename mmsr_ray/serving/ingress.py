@@ -160,7 +160,7 @@ class Ingress:
 
     async def _begun(self, asked: Asked, caller: Caller, uid: str, request: Request) -> tuple[Event, Events]:
         """The first event and the rest, once the question is accepted. Raises Refused."""
-        observer = self._observers.request(asked.workflow, request.headers)
+        observer = self._observers.request(asked.model, asked.workflow, request.headers)
         events = observed(self._events(asked, caller, uid), observer)
         first = await anext(events)
         if isinstance(first, Failed):

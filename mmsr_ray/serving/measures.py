@@ -1,7 +1,7 @@
 """What requests came to, counted from their events: for Prometheus through Ray's metrics, which whatever scrapes Ray sees.
 
 Promise: every request is counted once, however it ends: by its outcome, by the code of its failure, or as "left" where the client
-went away; one that is refused before it is understood has the workflow UNKNOWN. A tag never holds what a user, a model or the web wrote.
+went away; one that is refused before it is understood has the model and the workflow UNKNOWN. A tag never holds what a user, a model or the web wrote.
 `Meter` is pure; `Exported` needs Ray and is thin.
 """
 
@@ -25,6 +25,7 @@ UNKNOWN = "unknown"
 class Account:
     """Of one request. Seconds since it came in; None for what did not happen."""
 
+    model: str  # one of the served, or UNKNOWN
     workflow: str
     outcome: str = LEFT  # ok | policy_error | infra_error, a code of `errors.ERRORS`, or LEFT
     queued: float | None = None  # until it was begun
@@ -42,8 +43,8 @@ Take = Callable[[Account], None]  # where accounts go
 class Meter:
     """Follows one request from when it is made; an `observers.Observer`."""
 
-    def __init__(self, workflow: str, take: Take, clock: Callable[[], float] = time.monotonic) -> None:
-        self._account, self._take, self._clock = Account(workflow), take, clock
+    def __init__(self, model: str, workflow: str, take: Take, clock: Callable[[], float] = time.monotonic) -> None:
+        self._account, self._take, self._clock = Account(model, workflow), take, clock
         self._began = clock()
         self._closed = False
 
@@ -96,7 +97,7 @@ class Exported:
         self._gauges.set(m.SERVING_OPEN, count)
 
     def __call__(self, account: Account) -> None:
-        one = {"workflow": account.workflow}
+        one = {"model": account.model, "workflow": account.workflow}
         ways = {**one, "outcome": account.outcome}
         self._requests.inc(1.0, ways)
         self._seconds.observe(account.seconds, ways)

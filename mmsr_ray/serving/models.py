@@ -18,7 +18,7 @@ def models_of(config: Config) -> dict[str, Config]:
         name: replace(
             config,
             model=replace(config.model, path=path),
-            serving=replace(c, model_name=name, models={}, weights_watch=""),
+            serving=replace(c, model_name=name, models={}, weights_watch=c.models_watch.get(name, ""), models_watch={}),
         )
         for name, path in c.models.items()
     }

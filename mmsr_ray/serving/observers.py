@@ -75,9 +75,9 @@ class Observers:
         self._take, self._tracer, self._inside = take, tracer, inside
         self._count = 0
 
-    def request(self, workflow: str, headers: Mapping[str, str]) -> Observer:
+    def request(self, model: str, workflow: str, headers: Mapping[str, str]) -> Observer:
         """`headers` in lower case: they may name the caller's trace."""
-        return All([Present(self._moved), Meter(workflow, self._take), Spans(self._tracer, workflow, parent_of(headers))])
+        return All([Present(self._moved), Meter(model, workflow, self._take), Spans(self._tracer, workflow, parent_of(headers))])
 
     def _moved(self, by: int) -> None:
         self._count += by
@@ -89,7 +89,7 @@ class Observers:
         try:
             yield
         except Refused as error:
-            observer = self.request(UNKNOWN, headers)
+            observer = self.request(UNKNOWN, UNKNOWN, headers)
             observer.refuse(error.code)
             observer.close()
             raise

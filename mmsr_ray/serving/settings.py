@@ -43,6 +43,7 @@ class ServingConfig:
     requests_per_minute: float = 60.0  # of one key; 0: no limit
     budget_usd: float = 0.0  # of the searches of one key, since the service started; 0: no limit
     weights_watch: str = ""  # folder of a model whose new weights are served as they come (a run's best/); "": only /admin/weights
+    models_watch: dict[str, str] = field(default_factory=dict)  # the same for serving.models, NAME: folder
     watch_seconds: float = 10.0  # between two looks at it
     ready_seconds: float = 600.0  # deadline of a start
     shutdown_seconds: float = 30.0  # that requests have to end when the service stops
@@ -68,6 +69,8 @@ def complaint(c: ServingConfig) -> str:
             return f"serving.model_name and the names of serving.models are letters, digits, dots, dashes and underscores: {name!r} is not"
     if c.model_name in c.models or not all(c.models.values()):
         return "serving.models holds other models than serving.model_name, each with its folder"
+    if not c.models_watch.keys() <= c.models.keys() or not all(c.models_watch.values()):
+        return "serving.models_watch has a folder to watch for names of serving.models; that of serving.model_name is serving.weights_watch"
     if c.ingress_replicas < 1 or c.max_requests < c.ingress_replicas or c.turn_attempts < 1:
         return "serving.ingress_replicas and turn_attempts must be at least 1, max_requests at least as many as ingress_replicas"
     if min(c.request_seconds, c.image_url_seconds, c.watch_seconds, c.ready_seconds, c.shutdown_seconds) <= 0 or c.body_bytes < 1:

@@ -23,6 +23,7 @@ import ray
 import torch
 from ray.actor import ActorHandle
 
+from mmsr_ray.head import stored_bytes
 from mmsr_ray.learner.benchmark import build
 from mmsr_ray.learner.shapes import SHAPES
 from mmsr_ray.learner.trainable import checkpoint_weights
@@ -136,7 +137,7 @@ def _empty_store(new_store: Callable[[], ActorHandle]) -> Iterator[ActorHandle]:
     yield store
     ray.kill(store)
     deadline = time.monotonic() + SECONDS
-    while ray.cluster_resources()["object_store_memory"] - ray.available_resources()["object_store_memory"] > FEW_BYTES:
+    while stored_bytes() > FEW_BYTES:
         if time.monotonic() > deadline:
             raise TimeoutError(f"a version was still in the object store {SECONDS:.0f} s after it was dropped")
         time.sleep(0.1)

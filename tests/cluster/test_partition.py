@@ -160,10 +160,11 @@ def test_a_head_that_dies_and_comes_back_on_redis_finds_the_run_still_going(lan:
     redis = store.redis()
     head.ray_head(cpus=0, redis=redis)
     for worker in workers:
-        worker.ray_node(head, cpus=EACH)
+        worker.ray_node(head, cpus=EACH, resources='{"tools": 1}')
     _wait_for(workers)
     config = atlas_config(tiny_model, tmp_path)
     config.rollout.num_runners, config.rollout.max_runners, config.learner.world_size = 2, 0, 1
+    config.tools.node = "tools"  # as in our manifests: tool actors on the head's machine die with it, and only a head starts them anew
     job = Job(config, head, at=workers[0])
     job.wait("both runners are up", lambda: job.step() >= 3 and job.runners() == 2)
     owner = (job.folder / "owner").read_text()
@@ -172,6 +173,7 @@ def test_a_head_that_dies_and_comes_back_on_redis_finds_the_run_still_going(lan:
     before = job.step()
     time.sleep(AWAY_SECONDS)
     print(f"steps in {AWAY_SECONDS:.0f} s without a head: {job.step() - before}")
+    assert job.step() - before >= 5, "it stands still"
     head.ray_head(cpus=0, redis=redis)
     job.more_steps(10, "a new head is up, and it goes on")
     assert (job.folder / "owner").read_text() == owner, "under the same Algorithm"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,10 @@ import ray
 from jobs.evaluate_model import evaluate_model
 from mmsr_ray.atlas.prepare import point_at, prepare, start_web
 from mmsr_ray.config import Config, ProviderConfig, load
+from mmsr_ray.data.reader import read_samples
 from mmsr_ray.tools.actor import start_tools
+from mmsr_ray.tools.tape import Call, Tape, TapeMiss, claim
+from mmsr_ray.types import ToolKind, ToolResult
 
 pytestmark = pytest.mark.heavy
 CONFIG = Path(__file__).parents[2] / "jobs" / "configs" / "atlas.yaml"
@@ -53,3 +57,18 @@ def test_a_closed_model_is_evaluated_and_paid_once(config: Config, tmp_path: Pat
     assert again["accuracy"] == 1.0
     after = asyncio.run(tools.stats())
     assert after["model.cost_usd"] == pytest.approx(paid), "a repeated evaluation pays nothing"
+
+
+def test_a_replay_that_lacks_a_call_names_the_question_and_the_call(config: Config, tmp_path: Path) -> None:
+    config.tools.tape.mode, config.tools.tape.dir = "replay", str(tmp_path / "tape")
+    claim(tmp_path / "tape", config.run.name, config.tools)
+    tape = Tape(tmp_path / "tape")
+    tape.keep(Call(ToolKind.TEXT, "another run's", "", config.agent.topk), ToolResult(ToolKind.TEXT, "another run's"))
+    tape.close()
+    tools = start_tools(config)
+    with pytest.raises(TapeMiss) as miss:
+        evaluate_model(config, tmp_path / "run", "oracle")
+    uids = {sample.uid for sample in read_samples(config.data.test, config.data)}
+    found = re.fullmatch(r"question (\S+): the tape in \S+ has no model search '[0-9a-f]{64}' .*: record it with .*", str(miss.value))
+    assert found and found[1] in uids
+    assert asyncio.run(tools.stats())["tape.misses"] >= 1

@@ -17,6 +17,7 @@ from mmsr_ray.evaluation import pool, run
 from mmsr_ray.evaluation.run import Question, ask, evaluate, fetch
 from mmsr_ray.rollout.bunches import Bunches
 from mmsr_ray.tools.errors import BudgetSpent
+from mmsr_ray.tools.tape import TapeMiss
 from mmsr_ray.types import Sample, TrajectorySummary
 
 from .test_metrics import summary
@@ -52,6 +53,8 @@ class Answerer(Bunches):
                 time.sleep(3)  # noqa: ASYNC251  (that is the trouble)
             case "broke":
                 return summary(uid=sample.uid, out_of_money=True), (sample.uid, workflow)
+            case "not recorded":
+                raise TapeMiss("the tape in here has no text search 'x'")
             case "raise":
                 raise RuntimeError("a bug")
         await asyncio.sleep(0.02 * (int(sample.uid) % 3))  # so that answers arrive out of order
@@ -126,6 +129,18 @@ def test_without_money_there_is_no_result_at_all(cluster: None, tmp_path: Path) 
     with pytest.raises(BudgetSpent, match="budget_usd"):
         evaluate(
             [start(tmp_path)], questions(9, q4="broke", q5="hang"), "rag", inflight_per_runner=4, sample_seconds=30, deadline_seconds=60
+        )
+
+
+def test_a_replay_that_lacks_a_call_ends_it_and_names_the_question(cluster: None, tmp_path: Path) -> None:
+    with pytest.raises(TapeMiss, match=r"^question 4: the tape in here has no text search 'x'$"):
+        evaluate(
+            [start(tmp_path)],
+            questions(9, q4="not recorded", q5="hang"),
+            "rag",
+            inflight_per_runner=4,
+            sample_seconds=30,
+            deadline_seconds=60,
         )
 
 

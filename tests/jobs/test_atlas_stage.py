@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 import ray
 
+from jobs import atlas_stage
 from jobs.atlas_stage import check_labels, web_host
 from mmsr_ray.atlas.prepare import prepare, world_of
 from mmsr_ray.config import ConfigError, load
 from mmsr_ray.data.construction.candidate import Candidate
 from mmsr_ray.data.construction.mixture import LEFT_OUT
+from mmsr_ray.head import Node
 
 
 def test_labels_are_checked_in_the_set_and_in_all() -> None:
@@ -81,10 +83,10 @@ def test_the_web_listens_where_the_tools_may_reach_it(host: str, permitted: list
 
 def test_a_web_of_one_node_is_refused_where_there_are_others(monkeypatch: pytest.MonkeyPatch) -> None:
     config = load(None, ["model.path=none", "data.train=none", "data.test=none"])
-    nodes = [{"Alive": True, "NodeManagerAddress": address} for address in (ray.util.get_node_ip_address(), "10.0.0.8")]
+    nodes = [Node(address, address, {}) for address in (ray.util.get_node_ip_address(), "10.0.0.8")]
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
-    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(atlas_stage, "living_nodes", lambda: nodes)
     with pytest.raises(ConfigError, match=r"others \(10\.0\.0\.8\): set atlas\.host=node"):
         web_host(config)
-    nodes[1]["Alive"] = False
+    del nodes[1]
     assert web_host(config) == "127.0.0.1"

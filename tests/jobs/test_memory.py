@@ -8,13 +8,14 @@ import pytest
 
 from jobs import memory
 from mmsr_ray.config import Config, ConfigError, load
+from mmsr_ray.head import Node
 
 BASE = ["data.train=none", "data.test=none", "model.path=Qwen/Qwen2.5-VL-7B-Instruct"]
 ON_CARDS = ["learner.gpus_per_rank=1", "learner.dtype=bfloat16", "learner.gradient_checkpointing=true", "learner.world_size=8"]
 
 
 def cluster(monkeypatch: pytest.MonkeyPatch, *, nodes: int, card: float = 0.0) -> None:
-    monkeypatch.setattr(memory.ray, "nodes", lambda: [{}] * nodes)
+    monkeypatch.setattr(memory, "living_nodes", lambda: [Node(str(number), "10.0.0.1", {}) for number in range(nodes)])
     monkeypatch.setattr(memory, "_card_gib", lambda: card)
 
 

@@ -10,7 +10,7 @@ from mmsr_ray.metrics.catalogue import METRICS, Kind
 
 PACKAGE = Path(mmsr_ray.__file__).parent
 LABELS = {
-    "run", "part", "phase", "of", "kind", "need", "workflow", "stage", "how", "runner", "provider", "tool", "outcome", "cached", "partial",
+    "run", "part", "phase", "of", "kind", "need", "model", "workflow", "stage", "how", "runner", "provider", "tool", "outcome", "cached", "partial",
 }  # fmt: skip
 
 

@@ -96,8 +96,8 @@ def series(name: str, values: str, **labels: str) -> dict[str, str]:
     return {"series": f"ray_mmsr_{name}{{{pairs}}}", "values": values}
 
 
-def served(values: str, outcome: str) -> dict[str, str]:
-    return {"series": f'ray_mmsr_serving_requests_total{{workflow="direct",outcome="{outcome}"}}', "values": values}
+def served(values: str, outcome: str, model: str = "a") -> dict[str, str]:
+    return {"series": f'ray_mmsr_serving_requests_total{{model="{model}",workflow="direct",outcome="{outcome}"}}', "values": values}
 
 
 def called(values: str, outcome: str) -> dict[str, str]:
@@ -147,6 +147,12 @@ CASES: dict[str, tuple[str, list[dict[str, str]], str, bool]] = {
     "questions are refused": ("MMSRServingFull", [*SERVED, served("0+5x60", "overloaded")], "10m", True),
     "there is room": ("MMSRServingFull", SERVED, "10m", False),
     "one in ten breaks": ("MMSRServingBroken", [*SERVED, served("0+10x60", "internal")], "12m", True),
+    "one model of two breaks, of which little is asked": (
+        "MMSRServingBroken",
+        [*SERVED, served("0+2x60", "unavailable", "b")],
+        "12m",
+        True,
+    ),
     "clients go away": ("MMSRServingBroken", [*SERVED, served("0+50x60", "left")], "12m", False),
 }
 

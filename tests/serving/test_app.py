@@ -10,6 +10,7 @@ import base64
 import itertools
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -51,7 +52,7 @@ PATIENCE = 180.0
 SAMPLE = next(iter(World(0).samples("test", 1)))
 DATA_URL = "data:image/png;base64," + base64.b64encode(SAMPLE.image).decode()
 FIRST, SECOND = "<reason>Name</reason><answer>Aldo</answer>", "<reason>Name</reason><answer>Adrel</answer>"
-WATCHED = "best"
+WATCHED, OTHER_WATCHED = "best", "best of other"
 
 
 @dataclass
@@ -102,6 +103,7 @@ def service(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     settings = [f"run.dir={folder}", f"model.path={first}", "atlas.enabled=false", f"serving.port={port}", "agent.max_total_tokens=4096"]
     settings += ["agent.max_turn_tokens=3000", "serving.request_seconds=150", "serving.shutdown_seconds=3", "sft.enabled=false"]
     settings += [f"serving.models.other={models / 'second'}", f"serving.weights_watch={models / WATCHED}", "serving.watch_seconds=0.3"]
+    settings += [f"serving.models_watch.other={models / OTHER_WATCHED}"]
     config = load(ROOT / "jobs/configs/serve_atlas.yaml", settings)
     web = start_web(AtlasConfig())
     config.tools = point_at(config.tools, web.base)
@@ -221,10 +223,11 @@ def test_prometheus_sees_every_panel_and_every_request_by_its_outcome(service: S
     targets = [f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}"]
     with prometheus(tmp_path, {"static_configs": [{"targets": targets}]}) as here:
 
-        def outcomes(workflow: str) -> dict[str, int]:
-            """Of a workflow that no test before asks for: what they asked may be on its way still."""
-            asked = f'sum by (outcome) (ray_mmsr_serving_requests_total{{workflow="{workflow}"}})'
-            return {series["metric"]["outcome"]: int(series["value"][1]) for series in here.ask("query", query=asked)["result"]}
+        def outcomes(workflow: str) -> dict[tuple[str, str], int]:
+            """By model and outcome, of a workflow that no test before asks for: what they asked may be on its way still."""
+            asked = f'sum by (model, outcome) (ray_mmsr_serving_requests_total{{workflow="{workflow}"}})'
+            found = here.ask("query", query=asked)["result"]
+            return {(series["metric"]["model"], series["metric"]["outcome"]): int(series["value"][1]) for series in found}
 
         post = partial(httpx.post, f"{service.url}/v1/agent", timeout=PATIENCE)
         assert [post(content=body, headers={"content-type": "application/json"}).status_code for body in ("{", "[]", "{}")] == [400] * 3
@@ -232,6 +235,7 @@ def test_prometheus_sees_every_panel_and_every_request_by_its_outcome(service: S
         assert httpx.post(f"{service.url}/v1/chat/completions", json=model, timeout=PATIENCE).status_code == 404
         broken = {"question": "Who?", "image": "data:image/png;base64,AAAA", "workflow": "direct"}
         assert post(json=broken).status_code == 400
+        service.ask("direct", model="other")
         asked = 0
         deadline = time.monotonic() + PATIENCE
         while missing := here.missing(SERVING):
@@ -240,8 +244,8 @@ def test_prometheus_sees_every_panel_and_every_request_by_its_outcome(service: S
             service.ask("direct")
             asked += 1
             time.sleep(0.5)
-        wait_until(lambda: outcomes("direct") == {"bad_input": 1, "ok": asked})
-        wait_until(lambda: outcomes("unknown") == {"bad_request": 3, "model_not_found": 1})
+        wait_until(lambda: outcomes("direct") == {("atlas", "bad_input"): 1, ("atlas", "ok"): asked, ("other", "ok"): 1})
+        wait_until(lambda: outcomes("unknown") == {("unknown", "bad_request"): 3, ("unknown", "model_not_found"): 1})
 
 
 def test_what_cannot_be_asked_is_a_typed_error(service: Service) -> None:
@@ -339,6 +343,15 @@ def test_weights_change_and_an_engine_dies_under_load_and_no_request_fails(servi
     assert set(answers) == {(200, "Adrel")}  # a new engine starts with the newest weights
     wait_until(lambda: sum("serves weight version 1 of" in log.read_text() for log in service.logs.glob("replica_mmsr_Engine_*.log")) == 2)
     assert engine.stats.remote().result(timeout_s=PATIENCE)["pid"] != pid
+
+
+def test_each_model_follows_the_folder_of_its_own(service: Service) -> None:
+    service.wait_for_version(1, "other")
+    assert service.ask(model="other")[-2]["text"] == "Aldo"
+    Path(shutil.copytree(service.models / "second", service.models / "new")).rename(service.models / OTHER_WATCHED)
+    service.wait_for_version(2, "other")
+    assert service.ask(model="other")[-2]["text"] == "Adrel"
+    assert httpx.get(f"{service.url}/admin/weights", timeout=PATIENCE).json()["proven"] == 1
 
 
 def test_a_client_that_goes_away_takes_its_turn_out_of_the_engine(service: Service) -> None:

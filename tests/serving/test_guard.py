@@ -90,6 +90,9 @@ def test_impossible_settings() -> None:
         ServingConfig(agent=ScaleConfig(max_replicas=0)),
         ServingConfig(request_seconds=0),
         ServingConfig(budget_usd=-1),
+        ServingConfig(models_watch={"mmsr": "runs/a/best"}),
+        ServingConfig(models={"b": "models/b"}, models_watch={"c": "runs/c/best"}),
+        ServingConfig(models={"b": "models/b"}, models_watch={"b": ""}),
     ):
         assert "serving" in complaint(wrong)
 

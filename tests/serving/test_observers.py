@@ -58,7 +58,7 @@ class Clock:
 
 def measured(workflow: str, events: Sequence[Event]) -> Account:
     taken: list[Account] = []
-    meter = Meter(workflow, taken.append, Clock())
+    meter = Meter("first", workflow, taken.append, Clock())
     for event in events:
         meter.on(event)
     meter.close()
@@ -82,7 +82,7 @@ def traced(workflow: str, events: Sequence[Event], parent: str = "") -> list[Rea
 
 def test_a_request_is_counted_by_what_it_came_to() -> None:
     account = measured("on_demand", ON_DEMAND)
-    assert (account.workflow, account.outcome) == ("on_demand", "ok")
+    assert (account.model, account.workflow, account.outcome) == ("first", "on_demand", "ok")
     assert (account.queued, account.first, account.seconds) == (1, 2, 11)
     assert (account.prompt_tokens, account.completion_tokens, account.cost_usd) == (300, 20, 0.004)
     assert account.searches == {(ToolKind.IMAGE, "no_results"): 1, (ToolKind.TEXT, "ok"): 1}
@@ -159,14 +159,14 @@ async def test_a_stream_is_passed_on_unchanged_and_closed_with_its_reader() -> N
     taken: list[Account] = []
     inside: list[int] = []
     observers = Observers(taken.append, NoOpTracer(), inside.append)
-    assert tuple([event async for event in observed(events(), observers.request("on_demand", {}))]) == ON_DEMAND
-    stream = observed(events(), observers.request("on_demand", {}))
+    assert tuple([event async for event in observed(events(), observers.request("first", "on_demand", {}))]) == ON_DEMAND
+    stream = observed(events(), observers.request("first", "on_demand", {}))
     assert await anext(stream) == ON_DEMAND[0]
     await stream.aclose()  # the client goes away
-    stream = observed(refused(), observers.request("rag", {}))
+    stream = observed(refused(), observers.request("second", "rag", {}))
     with pytest.raises(Refused):
         await anext(stream)
-    assert [account.outcome for account in taken] == ["ok", LEFT, "overloaded"]
+    assert [(account.model, account.outcome) for account in taken] == [("first", "ok"), ("first", LEFT), ("second", "overloaded")]
     assert inside == [1, 0] * 3
 
 
@@ -182,7 +182,7 @@ def test_what_is_refused_before_it_is_understood_is_counted_and_traced() -> None
     assert taken == [] and inside == []
     with pytest.raises(Refused), observers.understanding({}):
         raise Refused("invalid_api_key", "who are you")
-    assert [(account.workflow, account.outcome) for account in taken] == [(UNKNOWN, "invalid_api_key")]
+    assert [(account.model, account.workflow, account.outcome) for account in taken] == [(UNKNOWN, UNKNOWN, "invalid_api_key")]
     assert inside == [1, 0]
     assert [span.attributes for span in memory.get_finished_spans()] == [{"mmsr.workflow": UNKNOWN, "error.type": "invalid_api_key"}]
 

@@ -113,10 +113,11 @@ def alerts(patience: Patience) -> tuple[Alert, ...]:
         ),
         Alert(
             "MMSRServingBroken",
-            share(rate(m.SERVED, where=(f'outcome=~"{_BROKEN}"',), window=_WINDOW), rate(m.SERVED, window=_WINDOW)) + " > 0.05",
+            share(rate(m.SERVED, "model", where=(f'outcome=~"{_BROKEN}"',), window=_WINDOW), rate(m.SERVED, "model", window=_WINDOW))
+            + " > 0.05",
             "5m",
             "critical",
-            "{{ $value | humanizePercentage }} of the questions are not answered",
+            "{{ $value | humanizePercentage }} of the questions to model {{ $labels.model }} are not answered",
             "The panel Questions per second says by which outcome; traces and the log of the Agent deployment say why.",
         ),
     )

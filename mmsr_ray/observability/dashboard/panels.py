@@ -205,17 +205,19 @@ TOOLS = (
     Panel("Services left alone", "How often a breaker opened, so far.", (Query(last(m.BREAKER_OPENED), "{{run}}"),)),
 )
 
+_WHAT = ("model", "workflow")  # of a question
+
 SERVING = (
     Panel(
         "Questions per second",
-        "By outcome: ok, what the model broke, codes of errors, left where the client went away.",
-        (Query(rate(m.SERVED, "outcome"), "{{outcome}}"),),
+        "By outcome: ok, what the model broke, codes of errors, left where the client went away. The model is unknown where it was refused before it was understood.",
+        (Query(rate(m.SERVED, "model", "outcome"), "{{model}} {{outcome}}"),),
     ),
     Panel(
         "Seconds of a question",
         "From its coming in to its end, of those that were answered.",
         tuple(
-            Query(quantile(of, m.SERVED_SECONDS, "workflow", where=('outcome="ok"',)), f"p{of * 100:g} {{{{workflow}}}}")
+            Query(quantile(of, m.SERVED_SECONDS, *_WHAT, where=('outcome="ok"',)), f"p{of * 100:g} {{{{model}}}} {{{{workflow}}}}")
             for of in (0.5, 0.95, 0.99)
         ),
         SECONDS,
@@ -223,13 +225,13 @@ SERVING = (
     Panel(
         "Seconds until there is something to see",
         "The first reason, search or answer.",
-        tuple(Query(quantile(of, m.SERVED_FIRST_SECONDS, "workflow"), f"p{of * 100:g} {{{{workflow}}}}") for of in (0.5, 0.95)),
+        tuple(Query(quantile(of, m.SERVED_FIRST_SECONDS, *_WHAT), f"p{of * 100:g} {{{{model}}}} {{{{workflow}}}}") for of in (0.5, 0.95)),
         SECONDS,
     ),
     Panel(
         "Seconds until a question is begun",
         "95 % wait at most so long.",
-        (Query(quantile(0.95, m.SERVED_QUEUE_SECONDS, "workflow"), "{{workflow}}"),),
+        (Query(quantile(0.95, m.SERVED_QUEUE_SECONDS, *_WHAT), "{{model}} {{workflow}}"),),
         SECONDS,
     ),
     Panel(
@@ -237,22 +239,26 @@ SERVING = (
         "Those that run or wait, and how many are taken at once before others are refused (serving.max_requests).",
         (Query(f"sum ({m.SERVING_OPEN.series})", "inside"), Query(f"sum ({m.SERVING_ROOM.series})", "room")),
     ),
-    Panel("Tokens per second", "Of prompts and completions.", (Query(rate(m.SERVED_TOKENS_USED, "kind"), "{{kind}}"),)),
+    Panel("Tokens per second", "Of prompts and completions.", (Query(rate(m.SERVED_TOKENS_USED, "model", "kind"), "{{model}} {{kind}}"),)),
     Panel(
         "Tokens of a question",
         "95 % have at most so many.",
-        (Query(quantile(0.95, m.SERVED_TOKENS, "workflow", "kind"), "{{workflow}} {{kind}}"),),
+        (Query(quantile(0.95, m.SERVED_TOKENS, *_WHAT, "kind"), "{{model}} {{workflow}} {{kind}}"),),
     ),
     Panel(
         "Requests inside each deployment",
         "Ray's own count: questions at ingress and agent, turns at the engines.",
         (Query("sum by (deployment) (ray_serve_replica_processing_queries)", "{{deployment}}"),),
     ),
-    Panel("Searches per second", "By kind and outcome.", (Query(rate(m.SERVED_SEARCHES, "kind", "outcome"), "{{kind}} {{outcome}}"),)),
+    Panel(
+        "Searches per second",
+        "By kind and outcome, of all models: they share the services.",
+        (Query(rate(m.SERVED_SEARCHES, "kind", "outcome"), "{{kind}} {{outcome}}"),),
+    ),
     Panel(
         "Cost per hour",
         "Of searches, at the configured prices.",
-        (Query(f"3600 * {rate(m.SERVED_COST, 'workflow')}", "{{workflow}}", when="a service has a price"),),
+        (Query(f"3600 * {rate(m.SERVED_COST, *_WHAT)}", "{{model}} {{workflow}}", when="a service has a price"),),
         USD,
     ),
 )
