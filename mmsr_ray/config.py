@@ -39,6 +39,7 @@ from mmsr_ray.serving.settings import complaint as serving_complaint
 from mmsr_ray.tools.addresses import Reach
 from mmsr_ray.tools.cache_settings import CacheConfig
 from mmsr_ray.tools.cache_settings import complaint as cache_complaint
+from mmsr_ray.weights.settings import complaint as transport_complaint
 
 
 class ConfigError(ValueError):
@@ -408,7 +409,11 @@ def validate(c: Config) -> None:
     said = sft_complaint(c.sft, atlas=c.atlas.enabled)
     _require(not said, said)
     _require(c.atlas.teacher in ("oracle", "worldly"), f"atlas.teacher={c.atlas.teacher!r}: choose oracle or worldly")
-    said = loss_complaint(c.grpo.loss) or colocation_complaint(c.learner, c.rollout, c.grpo.staleness)
+    said = (
+        loss_complaint(c.grpo.loss)
+        or colocation_complaint(c.learner, c.rollout, c.grpo.staleness)
+        or transport_complaint(c.learner, c.rollout)
+    )
     _require(not said, said)
     said = construction_complaint(c.construction)
     _require(not said, said)

@@ -90,7 +90,6 @@ def _rules(c: LearnerConfig) -> list[tuple[bool, str]]:
             f"offload={c.offload} needs learner.zero_stage 3, or 1 and more for the optimizer alone",
         ),
         (c.world_size < 1, "world_size must be at least 1"),
-        *_transport_rules(c),
         (c.packing not in ("auto", "never", "always"), f"packing={c.packing!r}: choose auto, never or always"),
         (c.micro_batch_tokens < 0, "micro_batch_tokens must be 0 (as many as memory allows) or more"),
         (c.plain_layers < 0, "plain_layers must be 0 (all layers are checkpointed) or more"),
@@ -100,24 +99,4 @@ def _rules(c: LearnerConfig) -> list[tuple[bool, str]]:
         ),
         (c.probe not in ("auto", "always", "never"), f"probe={c.probe!r}: choose auto, always or never"),
         (not 0 < c.memory_share <= 1, f"memory_share={c.memory_share:g}: choose a share above 0 and at most 1"),
-    ]
-
-
-def _transport_rules(c: LearnerConfig) -> list[tuple[bool, str]]:
-    return [
-        (c.transport not in ("object_store", "collective", "ipc"), f"transport={c.transport!r}: choose object_store, collective or ipc"),
-        (c.transport_seconds <= 0, f"transport_seconds={c.transport_seconds:g}: must be above 0"),
-        (
-            c.transport == "collective" and c.colocated,
-            "transport=collective needs cards of its own for the learner, NCCL has no two members on one card: choose ipc or object_store",
-        ),
-        (c.transport == "ipc" and not c.colocated, "transport=ipc needs learner.colocated: engine and rank must share a card"),
-        (
-            c.transport == "ipc" and c.zero_stage not in (1, 2),
-            "transport=ipc needs learner.zero_stage 1 or 2, with which every rank has whole weights on its card",
-        ),
-        (
-            c.transport == "ipc" and c.lora.rank > 0,
-            "transport=ipc shares weights as they lie, and merged ones lie nowhere: choose object_store, and lora.sync=adapter",
-        ),
     ]
