@@ -24,6 +24,7 @@ import torch
 from ray import ObjectRef
 
 from mmsr_ray.config import Config
+from mmsr_ray.kernels import bound_kernel_caches
 from mmsr_ray.learner import worst_case
 from mmsr_ray.learner.batch import Row
 from mmsr_ray.learner.chance import random_state, set_random_state
@@ -121,6 +122,7 @@ class LearnerRank:
         if interface := _interface_of(ray.util.get_node_ip_address()):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)  # else gloo takes what the host's name stands for: often 127.0.0.1
         os.environ.update(RANK=str(self._rank), LOCAL_RANK="0", WORLD_SIZE=str(learner.world_size), MASTER_ADDR=host, MASTER_PORT=str(port))
+        bound_kernel_caches()
         torch.set_num_threads(learner.threads)
         torch.manual_seed(self._config.run.seed)
         cuda = on_cuda(learner)
