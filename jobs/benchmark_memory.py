@@ -2,8 +2,8 @@
 
 Counted is what processes have for themselves (USS), this one included. Growth is that over the last half of the steps, from end to end of
 a straight line through the readings: a single reading moves by more than a small leak makes in many steps. A ratio of 1 is no growth;
-(value - reference) / the steps between is MiB a step. Caches with a bound may still fill (`learner.pictures`, `rollout.pixels`,
-`mmsr_ray.kernels`, and Ray's record of its last 100,000 tasks in its GCS): a leak is what goes on in a longer run.
+(value - reference) / the steps between is MiB a step. Caches with a bound may still fill (`learner.pictures`, `agent.pictures`,
+`rollout.pixels`, `mmsr_ray.kernels`, and Ray's record of its last 100,000 tasks in its GCS): a leak is what goes on in a longer run.
 """
 
 from __future__ import annotations
