@@ -7,6 +7,7 @@ are not finite changes nothing and is reported as skipped; a checkpoint folder a
 from __future__ import annotations
 
 import datetime
+import gc
 import json
 import logging
 import math
@@ -151,6 +152,8 @@ class LearnerRank:
         self._meter = meter_of(self._device, ray.get_runtime_context().get_node_id())
         self._staging = Staging(pinned=cuda)
         self._residence = residence(self._engine, learner, self._device)
+        gc.collect()
+        gc.freeze()  # DeepSpeed collects garbage each time that states move: a second, spent on what was imported
 
     @property
     def _policy(self) -> Policy:
