@@ -17,16 +17,15 @@ from jobs.benchmark_rows import row
 
 MIB = 2**20
 HERE, REST, ALL = "the algorithm's process", "Ray's other processes and the web", "all processes"
+GCS, RUNNER, ENGINES = "Ray's GCS", "ray::SearchEnvRunner", "engines"
 KINDS = {  # how a process's command begins -> what it is
     "ray::LearnerRank": "learner ranks",
-    "ray::SearchEnvRunner": "env runners",
-    "VLLM::": "engines",
+    RUNNER: "env runners",
     "ray::ToolActor": "tools",
     "ray::QuotaActor": "tools",
     "ray::WeightStore": "the weight store",
     "ray::DataFeeder": "the data feeder",
 }
-GCS = "Ray's GCS"
 
 
 def resident() -> dict[str, float]:
@@ -46,7 +45,10 @@ def _kind(process: psutil.Process) -> str:
     command = " ".join(process.cmdline())
     if process.name() == "gcs_server":
         return GCS
-    return next((kind for start, kind in KINDS.items() if command.startswith(start)), REST)
+    if found := [kind for start, kind in KINDS.items() if command.startswith(start)]:
+        return found[0]
+    inside = any(" ".join(above.cmdline()).startswith(RUNNER) for above in process.parents())  # not every engine gives itself a title
+    return ENGINES if inside else REST
 
 
 def growth_rows(readings: list[dict[str, float]], label: str, suite: str) -> list[dict[str, Any]]:
