@@ -14,11 +14,11 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import psutil
 import ray
 import torch
 from PIL import Image
 
+from jobs.benchmark_memory import growth_rows, resident
 from jobs.benchmark_rows import row
 from mmsr_ray.agent.pieces import Own
 from mmsr_ray.agent.tokens import Transcript
@@ -39,7 +39,7 @@ log = logging.getLogger("benchmark")
 
 SUITE = "gpu"
 QUESTIONS, UPDATES = 16, 5
-STEPS, SETTLED = 50, 10  # of the colocated run; growth is counted from the second on, or from half of the steps
+STEPS, SETTLED = 50, 10  # of the colocated run; medians and the growth of a card are counted from the second on, or from half of the steps
 TRANSCRIPTS, TURNS, THUMBNAILS = 4, 3, 2  # of the numerics
 SECONDS = 1800.0
 GIB = 2**30
@@ -91,27 +91,16 @@ def colocated(config: Config, size: str, steps: int = STEPS) -> Rows:
     tools = start_tools(here)  # runners look for those of their run's name
     algorithm: Any = GRPOConfig.from_config(here).build_algo()
     try:
-        resident = []
+        readings = []
         for _ in range(steps):
             algorithm.train()
-            resident.append(_resident())
+            readings.append(resident())
         records = [json.loads(line) for line in algorithm.metrics_file.path.read_text().splitlines()]
     finally:
         algorithm.stop()
         del tools
     settled = min(SETTLED, steps // 2)
-    return [*step_rows(records[settled:], size), *memory_rows(records, resident, size, settled)]
-
-
-def _resident() -> float:
-    """GiB that the processes of this benchmark have for themselves."""
-    total = 0
-    for process in psutil.Process().children(recursive=True):
-        try:
-            total += process.memory_full_info().uss
-        except (psutil.NoSuchProcess, psutil.AccessDenied):  # ended meanwhile
-            continue
-    return total / GIB
+    return [*step_rows(records[settled:], size), *memory_rows(records, readings, size, settled)]
 
 
 def step_rows(records: list[dict[str, Any]], size: str) -> Rows:
@@ -129,10 +118,10 @@ def step_rows(records: list[dict[str, Any]], size: str) -> Rows:
     return rows
 
 
-def memory_rows(records: list[dict[str, Any]], resident: list[float], size: str, settled: int = SETTLED) -> Rows:
-    """Growth of host memory, and where there is a card, its phases and its growth."""
-    label = f"{len(resident)} colocated steps, {_label(size)}"
-    rows = [row(f"host memory of all processes after {label}", resident[-1], "GiB", f"after {settled}", resident[settled - 1], SUITE)]
+def memory_rows(records: list[dict[str, Any]], readings: list[dict[str, float]], size: str, settled: int = SETTLED) -> Rows:
+    """Growth of host memory by kind of process, and where there is a card, its phases and its growth."""
+    label = f"{len(readings)} colocated steps, {_label(size)}"
+    rows = growth_rows(readings, label, SUITE)
     phases = sorted({name for record in records for name in record.get("device_gib", {})})
     if not phases:
         return [*rows, {"name": f"memory of a card by phase, {label}", "not_available": "this machine has no GPU"}]

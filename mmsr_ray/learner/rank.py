@@ -7,6 +7,7 @@ are not finite changes nothing and is reported as skipped; a checkpoint folder a
 from __future__ import annotations
 
 import datetime
+import gc
 import json
 import logging
 import math
@@ -24,6 +25,7 @@ import torch
 from ray import ObjectRef
 
 from mmsr_ray.config import Config
+from mmsr_ray.kernels import bound_kernel_caches
 from mmsr_ray.learner import worst_case
 from mmsr_ray.learner.batch import Row
 from mmsr_ray.learner.chance import random_state, set_random_state
@@ -122,6 +124,7 @@ class LearnerRank:
         if interface := _interface_of(ray.util.get_node_ip_address()):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)  # else gloo takes what the host's name stands for: often 127.0.0.1
         os.environ.update(RANK=str(self._rank), LOCAL_RANK="0", WORLD_SIZE=str(learner.world_size), MASTER_ADDR=host, MASTER_PORT=str(port))
+        bound_kernel_caches()
         torch.set_num_threads(learner.threads)
         torch.manual_seed(self._config.run.seed)
         cuda = on_cuda(learner)
@@ -150,6 +153,8 @@ class LearnerRank:
         self._meter = meter_of(self._device, ray.get_runtime_context().get_node_id())
         self._outgoing = Outgoing(self._config, policy, self._device, ray.util.get_node_ip_address())
         self._residence = residence(self._engine, learner, self._device)
+        gc.collect()
+        gc.freeze()  # DeepSpeed collects garbage each time that states move: a second, spent on what was imported
 
     @property
     def _policy(self) -> Policy:

@@ -27,6 +27,7 @@ from mmsr_ray.agent.pictures import PictureLimits
 from mmsr_ray.agent.ports import EngineError
 from mmsr_ray.agent.tokens import Codec
 from mmsr_ray.config import Config
+from mmsr_ray.kernels import bound_kernel_caches
 from mmsr_ray.rollout.pixels import PixelCache
 from mmsr_ray.rollout.residence import Paused, Residence, residence
 from mmsr_ray.rollout.turnstile import Turnstile
@@ -320,6 +321,7 @@ def _set_environment(config: Config) -> None:
     Memory comes in huge pages: an update makes every layer anew, and to clear 4 KiB pages one by one takes several times as long
     as to fill them (measured: 1.3 against 5 to 11 GB/s).
     """
+    bound_kernel_caches()
     os.environ["OMP_NUM_THREADS"] = str(config.rollout.threads)
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")

@@ -36,6 +36,7 @@ from mmsr_ray.observability.dashboard.alerts import Patience, alerts
 from mmsr_ray.observability.dashboard.panels import CLUSTER, TOOLS, TRAINING
 from mmsr_ray.observability.dashboard.rules import rule_file
 from mmsr_ray.tools.actor import RemoteTools, start_tools, stop_tools
+from tests.e2e.held import NOISE, held
 from tests.prometheus import INSTALLED, Prometheus, needed, prometheus
 
 pytestmark = pytest.mark.heavy
@@ -52,6 +53,7 @@ DIFFERS = {
 }  # times, and what the tools did for it
 HOLDS = ("training questions say what they need (Atlas)", "tools.budget_usd > 0", "a service has a price")  # of the dashboard's conditions
 WATCH_SECONDS = 120.0
+WARM_STEPS = 2  # after which a step leaves nothing behind
 STILL_SECONDS = 6.0  # until a step counts as stalled: longer than Ray remembers a gauge that is not told again
 
 
@@ -67,7 +69,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Config]:
         "run.trackers": "[]",
         "atlas.train_questions": 40,
         "atlas.test_questions": 8,
-        "grpo.steps": 3,
+        "grpo.steps": 6,
         "grpo.groups_per_step": 4,
         "grpo.group_size": 4,
         "grpo.groups_kept": 4,
@@ -108,19 +110,27 @@ def _show_how_to_search(config: Config) -> None:
 
 
 def run(config: Config, before_the_last: Callable[[], None] = lambda: None) -> tuple[Path, dict[str, float]]:
-    """Train with tools of its own; the run folder, and what the tools counted. `before_the_last` is called before the last step."""
+    """Train with tools of its own; the run folder, and what the tools counted. `before_the_last` is called before the last step.
+
+    What the steps hold is given back: growth of memory that is not a cache is found here, long before it can be seen in bytes.
+    """
     tools = start_tools(config)
     algorithm = GRPOConfig.from_config(config).build_algo()
     assert isinstance(algorithm, GRPO)
     try:
-        for _ in range(config.grpo.steps - 1):
+        for _ in range(WARM_STEPS):
             algorithm.train()
+        before = held(algorithm)
+        for _ in range(config.grpo.steps - WARM_STEPS - 1):
+            algorithm.train()
+        left = held(algorithm) - before
         before_the_last()
         algorithm.train()
         counts = _stats(tools)
     finally:
         algorithm.stop()
         stop_tools(config)
+    assert not {what: more for what, more in left.items() if more > NOISE.get(what, 0)}, "a step leaves something behind"
     return Path(config.run.dir, config.run.name), counts
 
 

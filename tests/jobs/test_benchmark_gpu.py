@@ -71,10 +71,12 @@ def test_memory_grows_or_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
         total_memory = 80 * 2**30
 
     monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: Card)
-    host, most, after = parts.memory_rows(RECORDS, [10.0] * 10 + [11.0] * 10, "3b")
-    assert (host["ratio"], most["reference_value"]) == (1.1, 80.0)
+    readings = [{"all processes": 1000.0 + 2 * step, "engines": 500.0} for step in range(1, 21)]
+    both, engines, most, after = parts.memory_rows(RECORDS, readings, "3b")
+    assert (both["value"], both["reference_value"]) == (1040.0, 1020.0)
+    assert (engines["ratio"], most["reference_value"]) == (1.0, 80.0)
     assert (most["value"], after["value"], after["reference_value"]) == (60.19, 60.19, 60.09)
-    _, missing = parts.memory_rows([{"seconds": {}, "turns": {}}], [1.0] * 10, "tiny")
+    missing = parts.memory_rows([{"seconds": {}, "turns": {}}], readings, "tiny")[-1]
     assert "no GPU" in missing["not_available"]
 
 
