@@ -176,7 +176,7 @@ class ScriptedRunner(EnvRunner):
         rows = [replace(_PLAIN, uid=ticket.uid, index=index, correct=index % 2 == 0) for index in range(n)]
         return GroupSummary(ticket.uid, ticket.epoch, tuple(rows)), bytes(1 << 17)
 
-    async def sync_weights(self, version: int) -> None: ...
+    async def sync_weights(self, version: int, invitation: Any = None) -> None: ...
 
     async def ping(self) -> str:
         return "pong"

@@ -412,7 +412,7 @@ def validate(c: Config) -> None:
     said = (
         loss_complaint(c.grpo.loss)
         or colocation_complaint(c.learner, c.rollout, c.grpo.staleness)
-        or transport_complaint(c.learner, c.rollout)
+        or transport_complaint(c.learner, c.rollout, c.grpo.sync_seconds)
     )
     _require(not said, said)
     said = construction_complaint(c.construction)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -277,16 +277,17 @@ class RunnerGroup(EnvRunnerGroup):
             else:
                 self._settle(runner, ref, f"load weight version {version}", timeout)
 
-    def load(self, version: int, handles: Sequence[ObjectRef], *, timeout: float) -> None:
-        """Have runners that are away load a version from the memory of the ranks on their cards, by rank; `sync` must follow.
+    def load(self, version: int, handles: Mapping[int, ObjectRef], *, timeout: float) -> list[int]:
+        """Have runners that are away load a version from the memory of the ranks on their cards; `sync` must follow.
 
-        One that fails or is late is killed.
+        `handles` are by runner. One that fails or is late is killed. Returns those that failed.
         """
         self._version = version
-        calls = {runner: self.actor(runner).load_weights.remote(version, handles[runner - 1]) for runner in self.healthy()}
+        calls = {runner: self.actor(runner).load_weights.remote(version, handle) for runner, handle in handles.items()}
         _wait(list(calls.values()), timeout)
         for runner, ref in calls.items():
             self._settle(runner, ref, f"load weight version {version} from its rank's memory", timeout)
+        return [runner for runner in calls if not self._members.is_up(runner)]
 
     def leave(self, *, timeout: float) -> None:
         """All runners give up their devices until the next sync, those that are starting included. One that does not is killed."""

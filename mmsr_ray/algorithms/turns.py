@@ -18,7 +18,7 @@ from mmsr_ray.algorithms.direct import DirectSend
 from mmsr_ray.algorithms.parts import Parts
 from mmsr_ray.algorithms.runners import RunnerGroup
 from mmsr_ray.config import Config
-from mmsr_ray.learner.group import LearnerGroup
+from mmsr_ray.learner.group import LearnerError, LearnerGroup
 
 Begin = Callable[[int], dict[int, Any]]
 Publish = Callable[[int, Callable[[], object]], object]  # blocks until a version is in the store; calls when readers may ask for it
@@ -203,6 +203,7 @@ class ColocatedSharing(Colocated):
         super().__init__(*args, **kwargs)
         self._newest_in_store = newest_in_store
         self._version: int | None = None
+        self._stranded = ""  # why the learner must be restarted
         self._runners.before_pull = self.fill_store
 
     def publish(self, version: int) -> None:
@@ -213,11 +214,37 @@ class ColocatedSharing(Colocated):
         self._version = version
         if self._started and self._learner_awake:
             with self._timed("engines_load"):
-                self._runners.load(version, self._learners.offer(), timeout=self._seconds)
+                self._load(version)
             self._newest_in_store()  # there must be a store, for the gate is there
         else:
             self.fill_store()
         super()._give_to_engines(version)
+
+    def _load(self, version: int) -> None:
+        """Raises LearnerError also where an engine did not open what it was offered: a card keeps such memory until its rank ends, so the
+        learner must be restarted before anything else."""
+        runners = self._runners.healthy()
+        handles = dict(zip(runners, self._learners.offer([runner - 1 for runner in runners]), strict=True))
+        self._engines_awake = True  # from here on some have their weights there
+        if failed := self._runners.load(version, handles, timeout=self._seconds):
+            self._stranded = f"runners {failed} did not take the weights of the ranks on their cards"
+            self._raise_if_stranded()
+
+    def _raise_if_stranded(self) -> None:
+        if self._stranded:
+            raise LearnerError(self._stranded)
+
+    def to_learner(self) -> None:
+        self._raise_if_stranded()
+        super().to_learner()
+
+    def for_new_learner(self) -> None:
+        self._stranded = ""
+        super().for_new_learner()
+
+    def to_engines(self, version: int) -> None:
+        self._raise_if_stranded()
+        super().to_engines(version)
 
     def fill_store(self) -> None:
         if self._version is not None and self._newest_in_store() != self._version:

@@ -205,13 +205,10 @@ class LearnerGroup:
         sent = self._rank_0.send.remote(transfer)
         return lambda: self._wait([sent, *others], self._config.learner.update_seconds, "send")[0]
 
-    def offer(self) -> list[ObjectRef]:
-        """By rank, handles of its weights for the engine on its card. All other states leave the cards; `leave` must follow."""
-        refs = [rank.offer.remote() for rank in self._ranks]
-        ready, _ = ray.wait(refs, num_returns=len(refs), timeout=self._config.learner.update_seconds)
-        self._wait(ready, 1.0, "offer")
-        if len(ready) < len(refs):
-            raise LearnerError(f"learner offer took longer than {self._config.learner.update_seconds:.0f} s")
+    def offer(self, ranks: Sequence[int]) -> list[ObjectRef]:
+        """Handles of the weights of these ranks, for the engines on their cards. Their other states leave the cards; `leave` must follow."""
+        refs = [self._ranks[rank].offer.remote() for rank in ranks]
+        self._wait(refs, self._config.learner.update_seconds, "offer")
         return refs
 
     def leave(self) -> dict[str, float]:

@@ -1,13 +1,14 @@
 """A rank's weights on their way to engines: as buckets for the object store, straight into their memory, or where they lie.
 
-Promise: what leaves is whole tensors by the names of the model's checkpoint, in the engines' dtype, or adapters alone where
-`learner.lora.sync` says so. Under ZeRO-3 a tensor lives until the next one is asked for, and asking is a collective: whatever goes
+Promise: what leaves is whole tensors by the names of the model's checkpoint, or adapters alone where `learner.lora.sync` says so; in the engines'
+dtype, but for adapters and for what is shared as it lies. Under ZeRO-3 a tensor lives until the next one is asked for, and asking is a collective: whatever goes
 wrong with receivers, it is asked for to the end, so that no other rank is left waiting.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import uuid
 from collections.abc import Iterator
 
@@ -28,9 +29,11 @@ Tensors = Iterator[tuple[str, torch.Tensor]]
 
 
 class Outgoing:
-    """Of one rank. `host` is the address at which others reach it."""
+    """Of one rank. `host` is the address at which others reach it. Raises ValueError where the environment forbids what is set."""
 
     def __init__(self, config: Config, policy: Policy, device: torch.device, host: str) -> None:
+        if config.learner.transport == "ipc" and device.type == "cuda" and (said := shared.complaint(os.environ)):
+            raise ValueError(said)
         self._learner, self._model = config.learner, config.model
         self._policy, self._device, self._host = policy, device, host
         self._staging = Staging(pinned=device.type == "cuda")
@@ -73,9 +76,7 @@ class Outgoing:
 
     def meet(self, size: int) -> Meeting:
         """Rank 0 invites `size - 1` engine workers to a new group; the last one is left."""
-        if self._group is not None:
-            self._group.close()
-            self._group = None
+        self._leave_group()
         store = open_store(self._host, self._learner.transport_seconds)
         meeting = Meeting(uuid.uuid4().hex[:8], self._host, store.port, size, self._learner.transport_seconds)
         self._meeting = meeting, store
@@ -87,11 +88,17 @@ class Outgoing:
         try:
             self._joined().send(transfer, tensors, self._dtype)
         except CollectiveFailed as error:
-            self._group = None
+            self._leave_group()
+            return str(error)
+        finally:
             for _ in tensors:
                 pass  # the other ranks are in it
-            return str(error)
         return ""
+
+    def _leave_group(self) -> None:
+        if self._group is not None:
+            self._group.close()
+            self._group = None
 
     def _joined(self) -> Group:
         if self._group is None:

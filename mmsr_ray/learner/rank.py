@@ -330,7 +330,7 @@ class LearnerRank:
     # ------------------------------------------------------------------------------------------------ device
 
     def leave(self) -> dict[str, float]:
-        """Give the device to somebody else. Between this and `come_back` nothing else may be called; memory as it is then."""
+        """Give the device to somebody else. Between this and `come_back` only `publish` may be called; memory as it is then."""
         self._residence.leave()
         return device_memory(self._device)
 

@@ -40,8 +40,8 @@ class MovedStates:
 
     def leave(self) -> None:
         self._engine.zero_grad()
-        shared.let_go()  # what an engine has opened and closed again
         self._engine.offload_states(pin_memory=self._pin)
+        shared.let_go()
 
     def leave_all_but_weights(self) -> None:
         self._engine.zero_grad()

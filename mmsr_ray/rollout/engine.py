@@ -256,10 +256,13 @@ class VLLMEngine:
     async def leave(self) -> None:
         """Give up the device until the next `sync`; requests wait, those in flight are kept. No-op while away.
 
-        Raises EngineDead when it failed or missed `rollout.sync_seconds`.
+        Raises EngineDead when it failed or missed `rollout.sync_seconds`, and where a `load` was not followed by a `sync`: vLLM cannot
+        go back from half awake.
         """
         with self._broken_by("leaving the device"):
             async with asyncio.timeout(self._config.rollout.sync_seconds), self._changing:
+                if self._loaded is not None:
+                    raise EngineError(f"it has loaded version {self._loaded} and was not to come back")
                 if self._away is not None:
                     return
                 nobody_inside = await self._nobody_inside()

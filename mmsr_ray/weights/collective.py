@@ -1,8 +1,9 @@
 """A version's way from the learner's rank 0 straight into engines' memory: NCCL between cards, gloo between hosts. Pure torch.distributed.
 
-Promise: nobody waits for another for longer than the meeting's seconds. Whatever goes wrong between members, one that never came or one that
-died half way, is a CollectiveFailed on every side, and the group is of no use afterwards. Who fell out takes the version from the
-object store, where it always goes as well; so this way may fail at any time, and nothing is lost.
+Promise: nobody waits for another, or for the next tensor, for longer than the meeting's seconds. Whatever goes wrong between members, one that
+never came or one that died half way, is a CollectiveFailed on every side, at the sender also where one receiver alone fell out, and the group
+is of no use afterwards. Who fell out takes the version from the object store, where it always goes as well; so this way may fail at any
+time, and nothing is lost.
 
 Rank 0 of a group sends, all others receive. Tensors go one by one, as bytes; name, dtype and shape of each go ahead of it through the
 TCP store that rank 0 serves, which also says when a transfer ends or was given up.
@@ -11,8 +12,11 @@ TCP store that rank 0 serves, which also says when a transfer ends or was given 
 from __future__ import annotations
 
 import json
+import os
+import threading
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -73,12 +77,32 @@ class Group:
             self._store.set(f"here/{rank}", "")
             self._store.wait([f"here/{other}" for other in range(meeting.size)], limit)
             self._backend = _backend(dist.PrefixStore("group", self._store), rank, meeting.size, device, host, limit)
+            self._form()
         except RuntimeError as error:
             raise CollectiveFailed(f"a group of {meeting.size} did not come together within {meeting.seconds:.0f} s: {error}") from error
+        self._rank, self._others = rank, [other for other in range(meeting.size) if other != rank]
         self._written: list[str] = []  # the last transfer's headers
 
+    def _form(self) -> None:
+        """A first broadcast, in which NCCL's members find each other: it has no deadline, so that a thread waits for it in our place."""
+        errors: list[RuntimeError] = []
+
+        def first() -> None:
+            try:
+                self._backend.broadcast(torch.zeros(1, dtype=torch.uint8, device=self._device), 0).wait()
+            except RuntimeError as error:
+                errors.append(error)
+
+        waiting = threading.Thread(target=first, name="form", daemon=True)
+        waiting.start()
+        waiting.join(self._seconds)
+        if waiting.is_alive():
+            raise CollectiveFailed("a member left while the group formed")
+        if errors:
+            raise errors[0]
+
     def send(self, transfer: str, named_tensors: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype | None) -> int:
-        """Rank 0's side: floating tensors in `dtype`, others and with None all as they are. Returns the bytes sent.
+        """Rank 0's side: floating tensors in `dtype`, others and with None all as they are. Returns the bytes sent, once all have them.
 
         A tensor need not live longer than until the next one is asked for.
         """
@@ -95,6 +119,7 @@ class Group:
         except BaseException:
             self._tell(transfer, GIVEN_UP)
             raise
+        self._hear_out(transfer)
         return sent
 
     def receive(self, transfer: str) -> Iterator[tuple[str, torch.Tensor]]:
@@ -108,6 +133,7 @@ class Group:
             self._broadcast(tensor.reshape(-1).view(torch.uint8))
             yield name, tensor
             number += 1
+        self._store.set(_got(transfer, self._rank), "")
 
     def close(self) -> None:
         """Leave. Others notice at their next transfer."""
@@ -118,8 +144,20 @@ class Group:
     def _tell(self, transfer: str, what: Any) -> None:
         """The next header."""
         key = f"{transfer}/{len(self._written)}"
-        self._store.set(key, json.dumps(what))
+        try:
+            self._store.set(key, json.dumps(what))
+        except RuntimeError as error:
+            raise CollectiveFailed(f"the store of the group broke: {error}") from error
         self._written.append(key)
+
+    def _hear_out(self, transfer: str) -> None:
+        """Until every receiver has said that it has all."""
+        answers = [_got(transfer, other) for other in self._others]
+        try:
+            self._store.wait(answers, timedelta(seconds=self._seconds))
+        except RuntimeError as error:
+            raise CollectiveFailed(f"not every receiver has got all of it: {error}") from error
+        self._written += answers
 
     def _told(self, key: str) -> Any:
         try:
@@ -138,7 +176,7 @@ class Group:
             work = self._backend.broadcast(data, 0)
             if self._device.type == "cuda":
                 self._watch(work)
-            work.wait()
+            work.wait(timedelta(seconds=self._seconds))  # with a limit NCCL's raises what ended it; without one it would not
         except RuntimeError as error:
             self.close()
             raise CollectiveFailed(f"a member was lost: {error}") from error
@@ -152,14 +190,34 @@ class Group:
             time.sleep(POLL_SECONDS)
 
 
+def _got(transfer: str, rank: int) -> str:
+    return f"{transfer}/got/{rank}"
+
+
 def _backend(store: dist.Store, rank: int, size: int, device: torch.device, host: str, limit: timedelta) -> Any:
     """A process group that is not torch's default one: a rank's own, and an engine's, stay as they are."""
     if device.type == "cuda":
         settings: Any = dist.ProcessGroupNCCL.Options()
-        settings._timeout = 10 * limit  # of NCCL's watchdog, which ends the process: `_watch` comes first
-        return dist.ProcessGroupNCCL(store, rank, size, settings)
+        settings._timeout = 10 * limit  # `_watch` comes first
+        with _watchdog_lets_live():
+            return dist.ProcessGroupNCCL(store, rank, size, settings)
     gloo: Any = dist.ProcessGroupGloo
     settings = gloo._Options()
     settings._timeout = limit
     settings._devices = [gloo.create_device(hostname=host)]  # else what the host's name stands for: often 127.0.0.1
     return gloo(store, rank, size, settings)
+
+
+@contextmanager
+def _watchdog_lets_live() -> Iterator[None]:
+    """A group made inside does not end its process when a member is lost, as torch would have it. Others keep what is set for them."""
+    name = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
+    before = os.environ.get(name)
+    os.environ[name] = "0"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before

@@ -8,18 +8,27 @@ if TYPE_CHECKING:
     from mmsr_ray.config import LearnerConfig, RolloutConfig
 
 
-def complaint(learner: LearnerConfig, rollout: RolloutConfig) -> str:
-    """Why `learner.transport` cannot be what it is, in one sentence; "" when it can."""
-    rules = {"object_store": [], "collective": _collective(learner, rollout), "ipc": _ipc(learner)}.get(learner.transport)
+def complaint(learner: LearnerConfig, rollout: RolloutConfig, sync_seconds: float) -> str:
+    """Why `learner.transport` cannot be what it is, in one sentence; "" when it can. `sync_seconds`: `grpo.sync_seconds`."""
+    sync = min(rollout.sync_seconds, sync_seconds)
+    rules = {"object_store": [], "collective": _collective(learner, rollout, sync), "ipc": _ipc(learner)}.get(learner.transport)
     if rules is None:
         return f"learner.transport={learner.transport!r}: choose object_store, collective or ipc"
     return next((f"learner.transport={learner.transport} {sentence}" for wrong, sentence in rules if wrong), "")
 
 
-def _collective(learner: LearnerConfig, rollout: RolloutConfig) -> list[tuple[bool, str]]:
+def _collective(learner: LearnerConfig, rollout: RolloutConfig, sync_seconds: float) -> list[tuple[bool, str]]:
     rank, runner = learner.gpus_per_rank, rollout.gpus_per_runner
     return [
-        (learner.transport_seconds <= 0, f"cannot wait for learner.transport_seconds={learner.transport_seconds:g}: choose more than 0"),
+        (
+            not 0 < learner.transport_seconds <= sync_seconds / 4,
+            f"cannot wait for learner.transport_seconds={learner.transport_seconds:g}: choose more than 0, and at most a quarter of "
+            "rollout.sync_seconds and of grpo.sync_seconds, in which a version must come by the object store after all",
+        ),
+        (
+            rollout.update == "wait",
+            "has every engine wait for the slowest one's turns where rollout.update=wait: choose keep, or object_store",
+        ),
         (learner.colocated, "has no two members on one card: choose ipc or object_store, or set learner.colocated=false"),
         (
             (rank > 0) != (runner > 0),

@@ -9,15 +9,26 @@ On a CPU the same calls share host memory: the weights move to shared memory whe
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from multiprocessing.reduction import ForkingPickler
 
 import torch
 import torch.multiprocessing
 
 
+def complaint(environment: Mapping[str, str]) -> str:
+    """Why a card's memory cannot be shared under these variables, in one sentence; "" when it can."""
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        if "expandable_segments:true" in environment.get(name, "").lower():
+            return f"learner.transport=ipc cannot share memory in expandable segments: take expandable_segments out of {name}"
+    return ""
+
+
 def offer(named_tensors: Iterable[tuple[str, torch.Tensor]]) -> bytes:
-    """Handles of tensors by name, a few hundred bytes each. The tensors must outlive whoever opens them."""
+    """Handles of tensors by name, a few hundred bytes each, to be opened by one process, once. The tensors must outlive it.
+
+    A card's memory whose handles are never opened is not given back before its process ends.
+    """
     torch.multiprocessing.set_sharing_strategy("file_system")  # of host memory: by name, so that a process that is no child can open it
     return bytes(ForkingPickler.dumps([(name, tensor.detach()) for name, tensor in named_tensors]))
 

@@ -146,7 +146,7 @@ class Transfer(WeightTransferEngine[StoreAddress, Update]):
             self._load(iter([group.receive(transfer)]))
         except CollectiveFailed as error:
             logger.warning("a version comes from the object store, the learner did not send it: %s", error)
-            self._group = None
+            self._leave_group()
             self.finish_weight_update()  # layers that have a part of it could not begin anew
             return False
         return True
@@ -155,8 +155,7 @@ class Transfer(WeightTransferEngine[StoreAddress, Update]):
         """The group of an invitation, and which transfer to receive in it."""
         meeting = Meeting(**invited["meeting"])
         if self._group is None or self._group.key != meeting.key:
-            if self._group is not None:
-                self._group.close()
+            self._leave_group()
             rank = invited["first_rank"] + self.parallel_config.rank
             self._group = Group(meeting, rank, self.device, host=ray.util.get_node_ip_address())
         return self._group, invited["transfer"]
@@ -235,8 +234,12 @@ class Transfer(WeightTransferEngine[StoreAddress, Update]):
     def shutdown(self) -> None:
         """The store belongs to the Algorithm; this process's connection ends with the process."""
         self._address = None
+        self._leave_group()
+
+    def _leave_group(self) -> None:
         if self._group is not None:
             self._group.close()
+            self._group = None
 
     def _verify_names(self, published: Iterable[str]) -> None:
         tied = bool(self.model_config.hf_text_config.tie_word_embeddings)

@@ -60,7 +60,7 @@ class ScriptedRunner(EnvRunner):
         group = np.zeros(BIG, np.uint8) if kind == "big" else f"group of {ticket.uid}"
         return GroupSummary(ticket.uid, ticket.epoch, tuple(rows)), group
 
-    async def sync_weights(self, version: int) -> None:
+    async def sync_weights(self, version: int, invitation: Any = None) -> None:
         self.version = version
 
     async def ping(self) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mmsr_ray.algorithms.parts import bundles
-from mmsr_ray.algorithms.turns import Apart, Colocated
+from mmsr_ray.algorithms.turns import Apart, Colocated, ColocatedSharing
 from mmsr_ray.config import load
 from mmsr_ray.learner.group import LearnerError
 
@@ -87,10 +87,37 @@ class Card:
         assert not (open_ and self.learner)
         self.gate_open = open_
 
+    # weights where they lie: the engines' are on the card beside the learner's, and nothing else of theirs
+    before_pull: Callable[[], object]
+    newest, lost = -1, False
+
+    def healthy(self) -> list[int]:
+        return [1]
+
+    def offer(self, ranks: list[int]) -> list[str]:
+        assert self.learner and ranks == [0]
+        self._do("learner offers")
+        return ["handles"]
+
+    def load(self, version: int, handles: dict[int, str], *, timeout: float) -> list[int]:
+        assert handles == {1: "handles"} and not self.gate_open, "one that starts over in this moment must wait"
+        self._do(f"engines open {version}")
+        return [1] if self.lost else []
+
+    def publish_from_anywhere(self, version: int, opened: Callable[[], object]) -> None:
+        self._do(f"publish {version}")
+        self.newest = version
+
 
 class _Learners:
     def __init__(self, card: Card) -> None:
         self.come_back, self.leave, self.device_memory = card.come_back, card.learner_leave, card.device_memory
+        self.offer = card.offer
+
+
+def sharing(card: Card) -> ColocatedSharing:
+    learners: Any = _Learners(card)
+    return ColocatedSharing(card, learners, card.publish_from_anywhere, card.gate, seconds=1, newest_in_store=lambda: card.newest)
 
 
 def colocated(card: Card) -> Colocated:
@@ -170,6 +197,43 @@ def test_after_any_failure_a_restarted_learner_gets_on(seed: int) -> None:
             version += 1
             turns.publish(version)
         assert card.engines and not card.learner and card.gate_open
+
+
+def test_engines_open_the_learners_weights_before_it_leaves_and_come_back_after() -> None:
+    card = Card()
+    turns = sharing(card)
+    turns.publish(0)
+    assert card.log == ["publish 0", "learner leaves", "engines start"], "the first version is pulled by engines that start"
+    card.log.clear()
+    step(turns, card, 1)
+    opened = ["engines leave", "learner comes back", "learn", "learner offers", "engines open 1", "learner leaves", "engines load 1"]
+    assert card.log == opened
+    card.log.clear()
+    card.before_pull()  # a runner starts over
+    card.before_pull()
+    turns.fill_store()
+    assert card.log == ["publish 1"]
+    card.log.clear()
+    with turns.borrowed(1):
+        assert card.learner and not card.engines
+    assert card.log[2:] == ["learner offers", "engines open 1", "learner leaves", "engines load 1"]
+
+
+def test_a_learner_whose_weights_an_engine_did_not_take_is_restarted_before_anything_else() -> None:
+    card = Card()
+    turns = sharing(card)
+    turns.publish(0)
+    card.lost = True
+    with pytest.raises(LearnerError, match=r"runners \[1\] did not take"), turns.borrowed(0):
+        pass
+    for what in (lambda: turns.to_engines(0), turns.to_learner, lambda: turns.publish(1)):
+        with pytest.raises(LearnerError):
+            what()
+    card.lost, card.learner = False, False
+    turns.for_new_learner()
+    card.restarted()
+    turns.publish(1)
+    assert card.engines and not card.learner
 
 
 def test_apart_on_policy_runners_load_along_and_others_wait_for_the_whole() -> None:

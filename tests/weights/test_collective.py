@@ -113,3 +113,15 @@ def test_a_sender_that_says_nothing_is_an_error_within_the_deadline() -> None:
     with pytest.raises(CollectiveFailed, match="not heard of for 4 s"):
         received.result()
     assert time.monotonic() - began < 2 * SECONDS
+
+
+def test_a_receiver_that_falls_out_alone_is_an_error_for_the_sender() -> None:
+    members = Members(2)
+    sender = members.sender.result()
+    whole, broken = members.groups
+    received = members.pool.submit(lambda: dict(whole.result().receive("0")))
+    first = members.pool.submit(lambda: list(zip(range(len(WEIGHTS)), broken.result().receive("0"), strict=False)))  # not to the end
+    with pytest.raises(CollectiveFailed, match="not every receiver has got all of it"):
+        sender.send("0", WEIGHTS.items(), None)
+    assert list(received.result()) == list(WEIGHTS)
+    assert len(first.result()) == len(WEIGHTS)

@@ -28,6 +28,8 @@ def test_possible(settings: list[str]) -> None:
     [
         (["learner.transport=pigeon"], "choose object_store, collective or ipc"),
         ([*SENT, "learner.transport_seconds=0"], "choose more than 0"),
+        ([*SENT, "grpo.sync_seconds=100"], "at most a quarter"),
+        ([*SENT, "rollout.update=wait"], "choose keep, or object_store"),
         ([*SENT, "learner.colocated=true", "learner.world_size=1"], "no two members on one card: choose ipc"),
         ([*SENT, "learner.gpus_per_rank=1"], "both sides on cards"),
         ([*SENT, "learner.gpus_per_rank=1", "rollout.gpus_per_runner=0.5"], "to whole cards"),

@@ -44,4 +44,10 @@ def test_another_process_sees_the_memory_itself(tmp_path: Path) -> None:
         flat[:60] = 2  # the optimiser's next step
         assert seen() == ["a (6, 10) torch.bfloat16 120.0 False", "b (4, 10) torch.bfloat16 40.0 False"]
         asked.close()
-    assert float(weights["a"].double().sum()) == 120.0
+    assert float(weights["a"].detach().double().sum()) == 120.0
+
+
+def test_memory_in_expandable_segments_cannot_be_shared() -> None:
+    said = shared.complaint({"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64,expandable_segments:True"})
+    assert said.endswith("take expandable_segments out of PYTORCH_CUDA_ALLOC_CONF")
+    assert shared.complaint({"PYTORCH_ALLOC_CONF": "expandable_segments:False"}) == ""
