@@ -8,8 +8,6 @@ import json
 import logging
 import os
 import statistics
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -20,10 +18,10 @@ from PIL import Image
 
 from jobs.benchmark_memory import growth_rows, resident
 from jobs.benchmark_rows import row
+from jobs.benchmark_transports import one_runner
 from mmsr_ray.agent.pieces import Own
 from mmsr_ray.agent.tokens import Transcript
 from mmsr_ray.algorithms.grpo_config import GRPOConfig
-from mmsr_ray.algorithms.parts import start_runners
 from mmsr_ray.config import Config
 from mmsr_ray.data.reader import read_samples
 from mmsr_ray.learner.batch import Row
@@ -56,22 +54,12 @@ def _label(size: str) -> str:
     return f"Qwen2.5-VL-{size.upper()} shape"
 
 
-@contextmanager
-def _one_runner(config: Config, store: str | None) -> Iterator[Any]:
-    runners = start_runners(config, GRPOConfig.from_config(config), store=store)
-    try:
-        runners.wait_until_up()
-        yield runners.actor(runners.ids()[0])
-    finally:
-        runners.stop()
-
-
 def engine(config: Config, size: str) -> Rows:
     """Sampled tokens per second of the runner against `vllm.LLM.generate`: the same prompts with pictures, one turn each."""
     samples = read_samples(config.data.train, config.data, questions=QUESTIONS, seed=config.run.seed)
     single = replace(config, agent=replace(config.agent, max_turns=1, allowed_paths=["answer"]))
     bare = bare_rate(single, samples, config.grpo.group_size)
-    with _one_runner(single, None) as actor:
+    with one_runner(single, None) as actor:
         ours = runner_rate(actor, samples, config.grpo.group_size)
     name = f"tokens per second of the env runner, {QUESTIONS * config.grpo.group_size} rollouts of one turn with a picture, {_label(size)}"
     return [row(name, ours.per_second, "tokens/s", "vllm.LLM.generate on the same prompts", bare.per_second, SUITE)]

@@ -96,7 +96,7 @@ def measured(config: Config, transport: str) -> list[Seconds]:
     sender: Any = ray.remote(num_cpus=0, num_gpus=gpus)(cast(Any, Sender)).remote(config.model.path, cuda=cuda)
     store: Any = start_store(name, config.run.namespace)
     try:
-        with _one_runner(here, name) as actor:
+        with one_runner(here, name) as actor:
             update: Callable[[int], Seconds] = {"object_store": _by_store, "collective": _by_collective, "ipc": _by_ipc}[transport](
                 actor, sender, store, config.learner.bucket_bytes
             )
@@ -149,7 +149,8 @@ def _synced(call: ray.ObjectRef) -> Seconds:
 
 
 @contextmanager
-def _one_runner(config: Config, store: str) -> Iterator[Any]:
+def one_runner(config: Config, store: str | None) -> Iterator[Any]:
+    """A runner that is up; None for the weights of the model folder."""
     runners = start_runners(config, GRPOConfig.from_config(config), store=store)
     try:
         runners.wait_until_up()
