@@ -26,7 +26,7 @@ from ray.exceptions import RayError
 from jobs import benchmark_gpu_parts as parts
 from jobs.atlas_stage import world
 from jobs.benchmark_rows import row
-from jobs.benchmark_transports import transport_rows
+from jobs.benchmark_transports import NotAvailable, transport_rows
 from jobs.benchmark_weights import model_folder
 from jobs.connect import connect
 from mmsr_ray.config import Config
@@ -93,7 +93,7 @@ def attempt(name: str, part: Part) -> Rows:
     """A part's rows, or the one that says why there are none."""
     try:
         return part()
-    except parts.NotAvailable as error:
+    except NotAvailable as error:
         return [{"name": name, "not_available": str(error)}]
     except (RayError, LearnerError, RuntimeError, OSError, ValueError, KeyError, TimeoutError) as error:
         log.exception("%s failed", name)
@@ -143,7 +143,7 @@ def speed(size: str, kernel: str, *, fused: bool) -> Rows:
 def speed_rows(found: dict[str, Any]) -> Rows:
     """Of one run of `learner.benchmark`. Raises NotAvailable as it says."""
     if "not_available" in found:
-        raise parts.NotAvailable(found["not_available"])
+        raise NotAvailable(found["not_available"])
     label = f"learner forward and backward, Qwen2.5-VL-{found['size'].upper()} shape, bf16, kernel {found['kernel']}{', fused' * found['fused']}"
     packed, padded = found["packed"], found["padded"]
     made = [

@@ -36,7 +36,7 @@ from mmsr_ray.types import Sampling, SealedTokens
 log = logging.getLogger("benchmark")
 
 SUITE = "gpu"
-QUESTIONS, UPDATES = 16, 5
+QUESTIONS = 16
 STEPS, SETTLED = 50, 10  # of the colocated run; medians and the growth of a card are counted from the second on, or from half of the steps
 TRANSCRIPTS, TURNS, THUMBNAILS = 4, 3, 2  # of the numerics
 SECONDS = 1800.0
@@ -44,10 +44,6 @@ GIB = 2**30
 NOISE = 2.0**-24  # below which nothing can be told apart in float32
 
 Rows = list[dict[str, Any]]
-
-
-class NotAvailable(RuntimeError):
-    """Why a part cannot run here."""
 
 
 def _label(size: str) -> str:

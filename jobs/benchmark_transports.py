@@ -40,7 +40,7 @@ Seconds = tuple[float, float]  # of an update as a whole, and of standing still 
 
 
 class NotAvailable(RuntimeError):
-    """Why a transport cannot be measured here."""
+    """Why something cannot be measured here."""
 
 
 class Sender:

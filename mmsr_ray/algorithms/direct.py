@@ -7,7 +7,6 @@ come and go, and every one that goes breaks the group.
 
 from __future__ import annotations
 
-import itertools
 import logging
 from typing import Any
 
@@ -25,7 +24,6 @@ class DirectSend:
         self._runners, self._learners, self._workers = runners, learners, workers
         self._met: tuple[Any, dict[int, int]] | None = None  # rank 0, and the lives of the runners, that the group is made of
         self._meeting: Meeting | None = None
-        self._transfers = itertools.count()
         self._sent: int | None = None
 
     def begin_sync(self, version: int) -> dict[int, Any]:
@@ -36,7 +34,7 @@ class DirectSend:
         members = self._runners.lives()
         if version == self._sent or not members:
             return self._runners.begin_sync(version)
-        transfer = f"{version}-{next(self._transfers)}"
+        transfer = f"{version}"  # of which there is one: versions only grow
         meeting = self._meet(members)
         sending = self._learners.send(transfer)
         first = {runner: 1 + place * self._workers for place, runner in enumerate(sorted(members))}

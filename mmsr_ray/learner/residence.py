@@ -62,7 +62,7 @@ class AlwaysOnHost:
             torch.cuda.empty_cache()
 
     def leave_all_but_weights(self) -> None:
-        raise NotImplementedError("weights that rest in host memory cannot be shared on a card")  # `colocation.complaint` comes first
+        raise NotImplementedError("weights that rest in host memory cannot be shared on a card")  # `weights.settings.complaint` comes first
 
     def come_back(self) -> None:
         pass

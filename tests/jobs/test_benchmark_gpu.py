@@ -11,6 +11,7 @@ import pytest
 
 from jobs import benchmark, benchmark_gpu
 from jobs import benchmark_gpu_parts as parts
+from jobs.benchmark_transports import NotAvailable
 from mmsr_ray.atlas.policy import build_policy
 from mmsr_ray.atlas.prepare import world_of
 from mmsr_ray.config import Config, load
@@ -28,13 +29,13 @@ def speed(mfu: float | None) -> dict[str, Any]:
 def test_speed_has_rows_for_what_was_measured() -> None:
     assert [row["ratio"] for row in benchmark_gpu.speed_rows(speed(None))] == [2.0]
     assert [row["ratio"] for row in benchmark_gpu.speed_rows(speed(0.36))] == [2.0, 0.8, 1.0]
-    with pytest.raises(parts.NotAvailable, match="needs a GPU"):
+    with pytest.raises(NotAvailable, match="needs a GPU"):
         benchmark_gpu.speed_rows({"not_available": "needs a GPU"})
 
 
 def test_a_part_that_cannot_run_or_fails_says_why_and_stops_nothing() -> None:
     def absent() -> list[dict[str, Any]]:
-        raise parts.NotAvailable("needs a GPU")
+        raise NotAvailable("needs a GPU")
 
     def broken() -> list[dict[str, Any]]:
         raise RuntimeError("CUDA error")
