@@ -14,6 +14,7 @@ from mmsr_ray.agent.episode import run_episode
 from mmsr_ray.rollout.engine import VLLMEngine, load_codec
 from mmsr_ray.rollout.env_runner import SearchEnvRunner
 from mmsr_ray.types import Generation, Picture, Sample, Sampling, Trajectory
+from mmsr_ray.weights.collective import Invitation
 
 SEARCH, ANSWER = "<reason>Who is this?</reason><search><img></search>", "<reason>It says so.</reason><answer>Ada</answer>"
 
@@ -26,7 +27,7 @@ class NoModel(VLLMEngine):
 
     async def check(self) -> None: ...
 
-    async def sync(self, version: int) -> dict[str, float]:
+    async def sync(self, version: int, invitation: Invitation | None = None) -> dict[str, float]:
         self._version = version
         return dict.fromkeys(("wait", "pause", "update", "total"), 0.0)
 
