@@ -178,10 +178,10 @@ class ScriptedRunner(EnvRunner):
 
     async def sync_weights(self, version: int, invitation: Any = None) -> None: ...
 
-    async def ping(self) -> str:
+    async def ping(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride] (as SearchEnvRunner does)
         return "pong"
 
-    async def stop(self) -> None: ...
+    async def stop(self) -> None: ...  # pyright: ignore[reportIncompatibleMethodOverride]
 
     def assert_healthy(self) -> None: ...
 

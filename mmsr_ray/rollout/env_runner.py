@@ -136,7 +136,7 @@ class SearchEnvRunner(Bunches, EnvRunner):
                 child.kill()
             os._exit(1)  # not sys.exit: nothing must wait for a dead engine, and pending calls must fail as calls to a dead actor
 
-    async def ping(self) -> str:
+    async def ping(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride] (an asyncio actor, to its callers the same)
         """Answers once prompts can be served."""
         await self.ready()
         return "pong"
@@ -149,7 +149,7 @@ class SearchEnvRunner(Bunches, EnvRunner):
         result = func(self, *args, **kwargs)
         return await result if inspect.isawaitable(result) else result
 
-    async def stop(self) -> None:
+    async def stop(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """End the engine. The actor can be killed afterwards."""
         if self._watching is not None:
             self._watching.cancel()

@@ -63,14 +63,14 @@ class ScriptedRunner(EnvRunner):
     async def sync_weights(self, version: int, invitation: Any = None) -> None:
         self.version = version
 
-    async def ping(self) -> str:
+    async def ping(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride] (as SearchEnvRunner does)
         return "pong"
 
     async def apply(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         result = func(self, *args, **kwargs)
         return await result if asyncio.iscoroutine(result) else result
 
-    async def stop(self) -> None: ...
+    async def stop(self) -> None: ...  # pyright: ignore[reportIncompatibleMethodOverride]
 
     def assert_healthy(self) -> None: ...
 
