@@ -95,7 +95,7 @@ def service(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     folder = tmp_path_factory.mktemp("serving")
     models = folder / "models"
     first = write_parrot(tiny_model, models / "first", FIRST)
-    write_parrot(tiny_model, models / "second", SECOND)
+    write_parrot(tiny_model, models / "second", SECOND, after=FIRST)
     write_parrot(tiny_model, models / "endless", "<reason>Name", endless=True)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -132,6 +132,9 @@ def serve_run(config: Config, folder: Path) -> Iterator[None]:
     application["args"] = {"config": str(folder / "config.yaml"), "serving.requests_per_minute": 0}
     http = {"host": c.host, "port": c.port, "request_timeout_s": c.request_seconds + 30}
     (folder / "serve.yaml").write_text(yaml.safe_dump({"http_options": http, "applications": [application]}))
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # where a shell runs the tests in the background, it and its children ignore it
     command = [str(Path(sys.executable).with_name("serve")), "run", "--address", ray.get_runtime_context().gcs_address]
     with (folder / "serve.log").open("w") as log, subprocess.Popen([*command, str(folder / "serve.yaml")], stdout=log, stderr=log) as run:
 
@@ -147,7 +150,10 @@ def serve_run(config: Config, folder: Path) -> Iterator[None]:
             yield
         finally:
             run.send_signal(signal.SIGINT)
-            run.wait(60)
+            try:
+                run.wait(60)
+            finally:
+                run.kill()
 
 
 def messages() -> list[Any]:
