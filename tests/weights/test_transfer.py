@@ -2,12 +2,14 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from mmsr_ray.weights.transfer import BACKEND, WeightMismatch, checkpoint_names, compare_names, register
+from mmsr_ray.weights.transfer import BACKEND, WeightMismatch, checkpoint_names, compare_names, register, tied_head
+from tests.rollout.scripted import as_on_the_hub
 
 
 def test_names_are_compared_both_ways() -> None:
@@ -51,3 +53,18 @@ def test_the_learner_and_vllm_mean_the_same_weights(tiny_model: Path) -> None:
     compare_names(published, expected)
     assert any(name.startswith("visual.") for name in published)
     assert any(name.startswith("language_model.model.layers.0.") for name in published)
+
+
+def test_the_model_says_whether_its_head_is_tied(tiny_model: Path, tmp_path: Path) -> None:
+    """The hub's configs do not, where vLLM's text config is made of them: what the runner's tests load is in that form."""
+    from transformers import AutoConfig
+
+    ours, hubs = (AutoConfig.from_pretrained(path) for path in (tiny_model, as_on_the_hub(tiny_model, tmp_path)))
+    own, flat = ours.get_text_config().to_dict(), hubs.get_text_config().to_dict()
+    assert own.pop("tie_word_embeddings") is True
+    assert flat == own and hubs.tie_word_embeddings and not hasattr(hubs.get_text_config(), "tie_word_embeddings")
+
+    embedding, other = torch.nn.Embedding(4, 2), torch.nn.Embedding(4, 2)
+    for head, tied in (embedding, True), (other, False):
+        language = SimpleNamespace(lm_head=SimpleNamespace(weight=head.weight), model=SimpleNamespace(embed_tokens=embedding))
+        assert tied_head(SimpleNamespace(get_language_model=lambda language=language: language)) is tied
