@@ -289,9 +289,10 @@ def checkpoint_files(model: str, revision: str | None) -> dict[str, Path]:
     """The file of each weight. Raises FileNotFoundError."""
     folder = Path(model)
     if not folder.is_dir():
-        from huggingface_hub import snapshot_download
+        from huggingface_hub import hf_hub_download
 
-        folder = Path(snapshot_download(model, revision=revision, local_files_only=True))
+        # Not `snapshot_download`, which refuses a snapshot without every file of the repository: vLLM fetches what it needs.
+        folder = Path(hf_hub_download(model, "config.json", revision=revision, local_files_only=True)).parent
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         return {name: folder / file for name, file in json.loads(index.read_text())["weight_map"].items()}
