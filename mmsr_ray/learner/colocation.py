@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -38,3 +39,11 @@ def complaint(learner: LearnerConfig, rollout: RolloutConfig, staleness: int) ->
             "DeepSpeed moves the optimiser of ZeRO-3 off the card only if it is its own FusedAdam; or set learner.zero_stage=2"
         )
     return ""
+
+
+def cards_alone(learner: LearnerConfig, rollout: RolloutConfig) -> float:
+    """Cards of an engine that has no rank beside it, in an evaluation or a service: whole ones where a recipe for training shares them.
+
+    Two engines of half a card each would both ask for rollout.gpu_memory_utilization of one.
+    """
+    return math.ceil(rollout.gpus_per_runner) if learner.colocated else rollout.gpus_per_runner
