@@ -47,12 +47,13 @@ def check_machine(root: Path, extra: str) -> None:
     free = shutil.disk_usage(root).free / 1e9
     if free < FREE_GB:
         raise SetupError(f"{FREE_GB} GB of free disk are needed and {root} has {free:.1f}: free some, or clone onto a larger disk.")
+    check_compiler()
     if extra == "cpu":
-        check_compiler()
+        check_numa()
 
 
 def check_compiler() -> None:
-    """vLLM's CPU kernels are compiled at their first use. Raises SetupError."""
+    """Kernels are compiled at first use: vLLM's on a CPU, and on a GPU what Triton launches (vLLM, learner.fused). Raises SetupError."""
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
         raise SetupError(
@@ -60,6 +61,10 @@ def check_compiler() -> None:
         )
     if not Path(sysconfig.get_path("include"), "Python.h").is_file():
         raise SetupError("Python's header files are needed to compile kernels: install them (Debian and Ubuntu: apt install python3-dev).")
+
+
+def check_numa() -> None:
+    """Of vLLM's CPU build. Raises SetupError."""
     if sys.platform == "linux":
         try:
             ctypes.CDLL("libnuma.so.1")
