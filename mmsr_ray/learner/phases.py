@@ -199,7 +199,7 @@ def _node(config: Config, model: Footprint, machine: Machine) -> Phase:
     ranks = min(c.world_size, cards)
     runners = min(config.rollout.num_runners, ranks if c.colocated else max(0, cards - ranks))
     whole = _itemsize(config) * model.parameters
-    version = _engine_itemsize(config) * model.parameters
+    version = version_bytes(config, model)
     states = s["weights"] + s["master weights"] + s["moments"]
     resting = 0
     if c.offload in ("optimizer", "all"):  # float32 gradients and their sums lie there too
@@ -229,6 +229,11 @@ def _without_cards(config: Config, model: Footprint) -> Phase:
         Item(count(rollout.num_runners, "engine"), rollout.num_runners * engine),
     )
     return Phase("node", "host memory", items)
+
+
+def version_bytes(config: Config, model: Footprint) -> int:
+    """What one version of all weights takes in an engine and in the object store."""
+    return _engine_itemsize(config) * model.parameters
 
 
 def count(number: int, what: str) -> str:
