@@ -30,6 +30,7 @@ from mmsr_ray.weights.store import start_store
 
 SECONDS = 300.0
 UPDATES = 5
+SHARED = 0.5  # of a card is the engine's where the learner's weights lie on it too
 DESCRIPTIONS = {
     "object_store": "through the object store, published before",
     "collective": "sent by the learner, NCCL between cards and gloo between hosts",
@@ -93,9 +94,12 @@ def measured(config: Config, transport: str) -> list[Seconds]:
     name = f"transport-{transport}-{uuid.uuid4().hex[:8]}"
     here = replace(config, learner=replace(config.learner, colocated=transport == "ipc"))
     gpus = 0.0 if not cuda else 1.0 if transport == "collective" else 0.5
+    if 0 < gpus < 1:
+        here = replace(here, rollout=replace(here.rollout, gpu_memory_utilization=min(here.rollout.gpu_memory_utilization, SHARED)))
     sender: Any = ray.remote(num_cpus=0, num_gpus=gpus)(cast(Any, Sender)).remote(config.model.path, cuda=cuda)
     store: Any = start_store(name, config.run.namespace)
     try:
+        ray.get(sender.__ray_ready__.remote(), timeout=SECONDS)  # an engine that measures the card meanwhile would count its memory wrongly
         with one_runner(here, name) as actor:
             update: Callable[[int], Seconds] = {"object_store": _by_store, "collective": _by_collective, "ipc": _by_ipc}[transport](
                 actor, sender, store, config.learner.bucket_bytes
