@@ -386,6 +386,8 @@ def engine_args(config: Config, store_name: str | None, seed: int, banned: Seque
         max_model_len=max_model_len,
         max_num_seqs=rollout.max_num_seqs,
         tensor_parallel_size=rollout.tensor_parallel,
+        # An engine's workers are its own processes. In a trial's placement group vLLM would make Ray actors of them, in everybody's bundles.
+        distributed_executor_backend="mp" if rollout.tensor_parallel > 1 else None,
         gpu_memory_utilization=rollout.gpu_memory_utilization,
         enforce_eager=rollout.enforce_eager,
         enable_prefix_caching=True,
