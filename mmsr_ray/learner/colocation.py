@@ -25,10 +25,10 @@ def complaint(learner: LearnerConfig, rollout: RolloutConfig, staleness: int) ->
     if rollout.tensor_parallel != 1:
         return "learner.colocated needs rollout.tensor_parallel=1: a runner shares one card with one rank"
     runner, rank = rollout.gpus_per_runner, learner.gpus_per_rank
-    if (runner > 0) != (rank > 0) or runner + rank > 1:
+    if (runner > 0) != (rank > 0) or runner + rank > 1 or 0 < runner + rank <= 0.5:
         return (
             f"learner.colocated puts a runner and a rank on one card: rollout.gpus_per_runner={runner} and learner.gpus_per_rank={rank} "
-            "must both be 0, or add up to 1 at most (0.5 and 0.5)"
+            "must both be 0, or add up to 1 at most, and to more than 0.5, or a second pair comes to the same card (0.5 and 0.5)"
         )
     if learner.zero_stage == 0:
         return "learner.colocated needs learner.zero_stage 1, 2 or 3: without ZeRO DeepSpeed cannot move its states off the card"
@@ -36,5 +36,11 @@ def complaint(learner: LearnerConfig, rollout: RolloutConfig, staleness: int) ->
         return (
             "learner.colocated with learner.zero_stage=3 needs learner.offload=optimizer or all: "
             "DeepSpeed moves the optimiser of ZeRO-3 off the card only if it is its own FusedAdam; or set learner.zero_stage=2"
+        )
+    if learner.zero_stage == 3 and learner.offload == "optimizer" and (learner.lora.rank > 0 or learner.freeze_vision):
+        return (
+            "learner.colocated with learner.zero_stage=3 and learner.offload=optimizer cannot have weights that do not learn (learner.lora, "
+            "learner.freeze_vision): DeepSpeed counts them among those it moves, and has no room for them; set learner.offload=all, or "
+            "learner.zero_stage=2"
         )
     return ""

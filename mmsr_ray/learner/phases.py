@@ -104,6 +104,7 @@ def _states(config: Config, model: Footprint) -> dict[str, int]:
     learning = adapters or model.parameters - (model.vision if c.freeze_vision else 0)
     share = math.ceil(learning / n)
     return {
+        "whole": itemsize * total,
         "weights": itemsize * (total if c.zero_stage < 3 else math.ceil(total / n)),
         "master weights": 4 * share,
         "moments": 8 * share,
@@ -132,6 +133,8 @@ def learner_phases(config: Config, model: Footprint) -> list[Phase]:
     phases.append(Phase("learner", "optimiser step", (*on_card, *gradients, *step, *gathered, *resident, *shared)))
     if frozen.bytes and frozen_visits(config):
         phases.append(Phase("learner", "scores of the frozen model", (*on_card, frozen, Item("activations and logits", scoring), *shared)))
+    if c.zero_stage == 3:  # DeepSpeed moves a model to the card before it cuts it up
+        phases.append(Phase("learner", "start", (Item("weights, still whole", s["whole"]), Item("runtime", RUNTIME))))
     return phases
 
 
@@ -200,12 +203,13 @@ def _node(config: Config, model: Footprint, machine: Machine) -> Phase:
     runners = min(config.rollout.num_runners, ranks if c.colocated else max(0, cards - ranks))
     whole = _itemsize(config) * model.parameters
     version = version_bytes(config, model)
-    states = s["weights"] + s["master weights"] + s["moments"]
+    weights, master = locked(s["weights"]), locked(s["master weights"])
+    states = weights + master + 2 * locked(s["moments"] // 2)
     resting = 0
     if c.offload in ("optimizer", "all"):  # float32 gradients and their sums lie there too
-        resting = s["master weights"] + s["moments"] + 2 * s["master weights"] + (s["weights"] if c.offload == "all" else 0)
+        resting = master + s["moments"] + 2 * master + (s["weights"] if c.offload == "all" else 0)
     if c.colocated:
-        resting = max(resting + (s["weights"] if c.offload == "optimizer" else 0), states)
+        resting = max(resting + (weights if c.offload == "optimizer" else 0), states)
     items = [
         Item(f"states of {count(ranks, 'rank')}", ranks * resting),
         Item(f"frozen models of {count(ranks, 'rank')}", ranks * s["frozen model"] if frozen_visits(config) else 0),
@@ -234,6 +238,11 @@ def _without_cards(config: Config, model: Footprint) -> Phase:
 def version_bytes(config: Config, model: Footprint) -> int:
     """What one version of all weights takes in an engine and in the object store."""
     return _engine_itemsize(config) * model.parameters
+
+
+def locked(size: int) -> int:
+    """Bytes that torch takes for a piece of page-locked host memory: the next power of two (CachingHostAllocator)."""
+    return 1 << (size - 1).bit_length() if size else 0
 
 
 def count(number: int, what: str) -> str:

@@ -64,7 +64,10 @@ class OutOfRoom(RankError):
 def deepspeed_config(config: Config) -> dict[str, Any]:
     """DeepSpeed's settings. Buckets are large enough that a small model travels in one message."""
     learner = config.learner
-    zero: dict[str, Any] = {"stage": learner.zero_stage, "overlap_comm": learner.gpus_per_rank > 0, "contiguous_gradients": True}
+    zero: dict[str, Any] = {"stage": learner.zero_stage, "contiguous_gradients": True}
+    # Below stage 3 gradients are summed on the stream that computes them. On a second one DeepSpeed 0.19 reads the gradient of a weight larger than
+    # a bucket (a head, an embedding) after a rank that does not own it has given its memory back to the first.
+    zero |= {"overlap_comm": learner.zero_stage == 3 and learner.gpus_per_rank > 0}
     if learner.zero_stage in (1, 2):
         zero |= {"reduce_bucket_size": 200_000_000, "allgather_bucket_size": 200_000_000}
         # gloo has no reduce-scatter of its own: DeepSpeed would emulate it by one reduce per rank
@@ -130,8 +133,9 @@ class LearnerRank:
         cuda = on_cuda(learner)
         self._device = torch.device("cuda", 0) if cuda else torch.device("cpu")
         deepspeed.utils.logger.setLevel(logging.WARNING)
-        # Without a GPU DeepSpeed would compile an all-reduce over shared memory at first use: a minute, to save milliseconds.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        if not cuda:  # where the first look at this dictionary would run compilers, and warn of every kernel that no nvcc is there for
+            # DeepSpeed would compile an all-reduce over shared memory at first use: a minute, to save milliseconds.
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         timeout = datetime.timedelta(seconds=max(learner.update_seconds, learner.start_seconds))
         deepspeed.init_distributed("nccl" if cuda else "gloo", timeout=timeout, verbose=False)
         settings = deepspeed_config(self._config)

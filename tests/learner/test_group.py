@@ -319,7 +319,7 @@ def test_every_stage_takes_the_step_of_plain_adamw_and_a_rehearsal_changes_nothi
     address = ray.get(ranks[0].address.remote(), timeout=120)
     plan, refs = make_plan("sft", advantage=1.0), put_groups()
     start = {name: p.detach() for name, p in named_weights(load_policy(base)).items()}
-    for stage, offload in ((0, "none"), (1, "none"), (2, "none"), (3, "none"), (3, "all")):
+    for stage, offload in ((0, "none"), (1, "none"), (2, "none"), (2, "optimizer"), (3, "none"), (3, "all")):
         config = settings(base, stage)
         config.learner.offload, config.learner.reference = offload, "host" if offload == "all" else "device"
         config.agent.max_total_tokens, config.model.max_pixels, config.model.thumbnail_max_pixels = 300, 784 * 16, 784

@@ -6,7 +6,7 @@ import pytest
 
 from mmsr_ray.config import Config, ConfigError, load
 from mmsr_ray.learner.memory import check, complaints, footprint_of, main, table, verdict
-from mmsr_ray.learner.phases import GIB, Machine, Plan, plan
+from mmsr_ray.learner.phases import GIB, Machine, Plan, locked, plan
 
 SEVEN = "Qwen/Qwen2.5-VL-7B-Instruct"
 BASE = ["data.train=none", "data.test=none", f"model.path={SEVEN}"]
@@ -34,6 +34,16 @@ def test_states_shrink_with_ranks_as_zero_says() -> None:
     assert part(four, "optimiser step", "weights") == part(one, "optimiser step", "weights")
     assert part(three, "optimiser step", "weights") == pytest.approx(part(one, "optimiser step", "weights") / 4)
     assert part(planned("learner.lora.rank=16"), "optimiser step", "moments") < 0.2
+
+
+def test_zero_3_starts_with_the_whole_model_on_each_card() -> None:
+    p = planned("learner.world_size=16", "learner.zero_stage=3", "learner.offload=all")
+    assert part(p, "start", "weights, still whole") == pytest.approx(2 * 8_292_166_656 / GIB)
+    assert part(p, "forward and backward", "weights") == 0
+
+
+def test_page_locked_memory_comes_in_powers_of_two() -> None:
+    assert [locked(size) for size in (0, 1, 4096, 4097, 15 << 30)] == [0, 1, 4096, 8192, 16 << 30]
 
 
 def test_more_of_anything_needs_more_memory() -> None:
