@@ -30,7 +30,7 @@ from mmsr_ray.weights.store import start_store
 
 SECONDS = 300.0
 UPDATES = 5
-SHARED = 0.5  # of a card is the engine's where the learner's weights lie on it too
+SHARE = 0.6  # of its card for the engine: a sender on the same one holds the weights too, 15.4 GiB of a 7B, which 0.8 of an H100 leaves no room for
 DESCRIPTIONS = {
     "object_store": "through the object store, published before",
     "collective": "sent by the learner, NCCL between cards and gloo between hosts",
@@ -51,6 +51,9 @@ class Sender:
         self._device = torch.device("cuda", 0) if cuda else torch.device("cpu")
         self._weights = load_file(Path(model, "model.safetensors"), device=str(self._device))
         self._group: Group | None = None
+
+    def ready(self) -> None:
+        """Its weights lie on the device: vLLM measures what is free there while it starts."""
 
     def meet(self) -> Meeting:
         host = ray.util.get_node_ip_address()
@@ -92,14 +95,16 @@ def measured(config: Config, transport: str) -> list[Seconds]:
     if cuda and transport == "collective" and ray.cluster_resources().get("GPU", 0) < 2:
         raise NotAvailable("NCCL has no two members on one card, and this machine has no second")
     name = f"transport-{transport}-{uuid.uuid4().hex[:8]}"
-    here = replace(config, learner=replace(config.learner, colocated=transport == "ipc"))
+    here = replace(
+        config,
+        learner=replace(config.learner, colocated=transport == "ipc"),
+        rollout=replace(config.rollout, gpu_memory_utilization=min(SHARE, config.rollout.gpu_memory_utilization)),
+    )
     gpus = 0.0 if not cuda else 1.0 if transport == "collective" else 0.5
-    if 0 < gpus < 1:
-        here = replace(here, rollout=replace(here.rollout, gpu_memory_utilization=min(here.rollout.gpu_memory_utilization, SHARED)))
     sender: Any = ray.remote(num_cpus=0, num_gpus=gpus)(cast(Any, Sender)).remote(config.model.path, cuda=cuda)
     store: Any = start_store(name, config.run.namespace)
     try:
-        ray.get(sender.__ray_ready__.remote(), timeout=SECONDS)  # an engine that measures the card meanwhile would count its memory wrongly
+        ray.get(sender.ready.remote(), timeout=SECONDS)
         with one_runner(here, name) as actor:
             update: Callable[[int], Seconds] = {"object_store": _by_store, "collective": _by_collective, "ipc": _by_ipc}[transport](
                 actor, sender, store, config.learner.bucket_bytes

@@ -19,6 +19,7 @@ from ray.tune import PlacementGroupFactory
 from jobs.room import free_room, wait_for_room
 from mmsr_ray.config import Config, to_dict
 from mmsr_ray.evaluation.endpoint import EndpointRunner
+from mmsr_ray.learner.colocation import cards_alone
 from mmsr_ray.nodes import resources
 from mmsr_ray.rollout.env_runner import SearchEnvRunner
 
@@ -84,7 +85,7 @@ def _engines(config: Config) -> list[ActorHandle]:
     made.settings, made.runtime = to_dict(config), {"store": None}  # type: ignore[attr-defined]
     kind: Any = ray.remote(SearchEnvRunner).options(
         num_cpus=config.rollout.cpus_per_runner,
-        num_gpus=config.rollout.gpus_per_runner,
+        num_gpus=cards_alone(config.learner, config.rollout),
         resources=resources(config.rollout.node),
         max_restarts=-1,
         max_concurrency=queue_length(config) + EXTRA_CALLS,
@@ -94,7 +95,7 @@ def _engines(config: Config) -> list[ActorHandle]:
 
 def _count(config: Config) -> int:
     rollout = config.rollout
-    asked = {"CPU": rollout.cpus_per_runner, "GPU": rollout.gpus_per_runner} | resources(rollout.node)
+    asked = {"CPU": rollout.cpus_per_runner, "GPU": cards_alone(config.learner, rollout)} | resources(rollout.node)
     bundle = {name: amount for name, amount in asked.items() if amount}
     if not bundle:
         return rollout.num_runners or 1

@@ -120,7 +120,7 @@ def _checkpoint(config: Config, folder: Path) -> int:
     model = Path(config.model.path)
     if not model.is_dir():
         try:
-            model = Path(snapshot_download(config.model.path, local_files_only=True))
+            model = Path(snapshot_download(config.model.path, allow_patterns="*.safetensors", local_files_only=True))
         except (LocalEntryNotFoundError, HFValidationError):
             logger.info("how large a checkpoint is becomes known once %s has been downloaded", config.model.path)
             return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -44,3 +45,11 @@ def complaint(learner: LearnerConfig, rollout: RolloutConfig, staleness: int) ->
             "learner.zero_stage=2"
         )
     return ""
+
+
+def cards_alone(learner: LearnerConfig, rollout: RolloutConfig) -> float:
+    """Cards of an engine that has no rank beside it, in an evaluation or a service: whole ones where a recipe for training shares them.
+
+    Two engines of half a card each would both ask for rollout.gpu_memory_utilization of one.
+    """
+    return math.ceil(rollout.gpus_per_runner) if learner.colocated else rollout.gpus_per_runner

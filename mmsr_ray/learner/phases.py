@@ -24,6 +24,7 @@ LIVE_PARAMETERS = 1_000_000_000  # ZeRO-3 gathers at most so many at a time, and
 RUNTIME = int(1.5 * GIB)  # CUDA context, NCCL and fragmentation of a rank: a guess, to be measured by suite=gpu
 ENGINE_RUNTIME = int(3.0 * GIB)  # of an engine: its context, CUDA graphs and the activations of its largest step: a guess
 ASLEEP = int(2.5 * GIB)  # what vLLM keeps on the card while it sleeps: a guess
+PINNED = 2  # what torch takes of host memory for what it pins: a power of two, so nearly twice the weights of a 7B, tensor by tensor
 PROCESS = int(2.0 * GIB)  # of host memory, for each actor's Python with torch
 FULL = 0.97  # of a card's memory that can be had at all
 
@@ -214,7 +215,10 @@ def _node(config: Config, model: Footprint, machine: Machine) -> Phase:
         Item(f"states of {count(ranks, 'rank')}", ranks * resting),
         Item(f"frozen models of {count(ranks, 'rank')}", ranks * s["frozen model"] if frozen_visits(config) else 0),
         Item("two versions in the object store", 2 * version),
-        Item(f"weights saved by {count(runners, 'sleeping engine')}", runners * version if c.colocated and c.lora.sync == "adapter" else 0),
+        Item(
+            f"weights saved by {count(runners, 'sleeping engine')}",
+            PINNED * runners * version if c.colocated and c.lora.sync == "adapter" else 0,
+        ),
         Item(f"processes of {count(ranks, 'rank')} and {count(runners, 'runner')}", (ranks + runners) * PROCESS),
     ]
     reading = Item(f"the model, read whole at start by {count(ranks, 'rank')}", ranks * whole)

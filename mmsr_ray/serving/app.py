@@ -22,6 +22,7 @@ from ray.serve.exceptions import RayServeException
 
 from mmsr_ray.agent.prompts import PromptSet
 from mmsr_ray.config import Config, ConfigError, load, to_dict
+from mmsr_ray.learner.colocation import cards_alone
 from mmsr_ray.rollout.engine import load_codec
 from mmsr_ray.serving.agent import Agent
 from mmsr_ray.serving.engine import Engine
@@ -73,7 +74,7 @@ def application(config: Config, keys: Keys) -> serve.Application:
             ray_actor_options={
                 "runtime_env": {"env_vars": ENGINE_ENVIRONMENT},
                 "num_cpus": rollout.cpus_per_runner,
-                "num_gpus": rollout.gpus_per_runner,
+                "num_gpus": cards_alone(config.learner, rollout),
             },
             health_check_period_s=2.0,
             **_scaled(c.engine),

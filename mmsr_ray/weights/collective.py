@@ -88,6 +88,8 @@ class Group:
         errors: list[RuntimeError] = []
 
         def first() -> None:
+            if self._device.type == "cuda":
+                torch.cuda.set_device(self._device)  # a thread begins on card 0, whoever started it
             try:
                 self._backend.broadcast(torch.zeros(1, dtype=torch.uint8, device=self._device), 0).wait()
             except RuntimeError as error:

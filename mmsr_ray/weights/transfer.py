@@ -37,6 +37,7 @@ from mmsr_ray.weights.adapters import WEIGHT, Adapter, collect, expected, is_ada
 from mmsr_ray.weights.collective import CollectiveFailed, Group, Meeting
 from mmsr_ray.weights.publisher import Bucket, checksum
 from mmsr_ray.weights.store import find_store, pull
+from mmsr_ray.weights.waking import wake_to_zeros
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +106,9 @@ class Transfer(WeightTransferEngine[StoreAddress, Update]):
         self._base: BaseWeights | None = None  # for versions that are adapters
         self._reloading: list[Any] = []  # the model, or the layers that a set of adapters touches
         self._group: Group | None = None  # with the learner's rank 0
+        self._tied = tied_head(self.model)
+        if self.model_config.enable_sleep_mode:
+            wake_to_zeros()
 
     def init_transfer_engine(self, init_info: StoreAddress) -> None:
         if not ray.is_initialized():
@@ -226,7 +230,7 @@ class Transfer(WeightTransferEngine[StoreAddress, Update]):
 
     def _refresh_tied_head(self) -> None:
         """vLLM reloads a tied embedding, but not what a CPU made of it for the head: a packed copy, which would stay old."""
-        if self.model_config.hf_text_config.tie_word_embeddings:
+        if self._tied:
             language = cast(Any, self.model).get_language_model()
             head = language.lm_head.tie_weights(language.model.embed_tokens)
             head.quant_method.process_weights_after_loading(head)
@@ -242,11 +246,16 @@ class Transfer(WeightTransferEngine[StoreAddress, Update]):
             self._group = None
 
     def _verify_names(self, published: Iterable[str]) -> None:
-        tied = bool(self.model_config.hf_text_config.tie_word_embeddings)
         compare_names(
-            _in_model_terms(self.model, published, tied),
-            _in_model_terms(self.model, checkpoint_names(self.model_config.model, self.model_config.revision), tied),
+            _in_model_terms(self.model, published, self._tied),
+            _in_model_terms(self.model, checkpoint_names(self.model_config.model, self.model_config.revision), self._tied),
         )
+
+
+def tied_head(model: Any) -> bool:
+    """Whether a loaded model's head is its embedding. The model knows; its config says so in one of several places, by who wrote it."""
+    language = model.get_language_model()
+    return language.lm_head.weight is language.model.embed_tokens.weight
 
 
 def _tensors(bucket: Bucket, device: torch.device) -> Iterator[tuple[str, torch.Tensor]]:
@@ -280,9 +289,10 @@ def checkpoint_files(model: str, revision: str | None) -> dict[str, Path]:
     """The file of each weight. Raises FileNotFoundError."""
     folder = Path(model)
     if not folder.is_dir():
-        from huggingface_hub import snapshot_download
+        from huggingface_hub import hf_hub_download
 
-        folder = Path(snapshot_download(model, revision=revision, local_files_only=True))
+        # Not `snapshot_download`, which refuses a snapshot without every file of the repository: vLLM fetches what it needs.
+        folder = Path(hf_hub_download(model, "config.json", revision=revision, local_files_only=True)).parent
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         return {name: folder / file for name, file in json.loads(index.read_text())["weight_map"].items()}

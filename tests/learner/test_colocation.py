@@ -3,6 +3,7 @@
 import pytest
 
 from mmsr_ray.config import ConfigError, load
+from mmsr_ray.learner.colocation import cards_alone
 
 BASE = ["model.path=m", "data.train=t", "data.test=t", "learner.colocated=true", "learner.world_size=1"]
 
@@ -43,3 +44,13 @@ def test_possible(settings: list[str]) -> None:
 def test_refused_with_a_sentence(settings: list[str], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         load(None, BASE + settings)
+
+
+def test_an_engine_without_a_rank_has_the_card_to_itself() -> None:
+    shared = load(None, [*BASE, "rollout.gpus_per_runner=0.5", "learner.gpus_per_rank=0.5"])
+    assert cards_alone(shared.learner, shared.rollout) == 1
+    for cards in (0.5, 2):  # where nobody trains, a share of a card is what was asked for
+        alone = load(None, [*BASE, "learner.colocated=false", f"rollout.gpus_per_runner={cards}"])
+        assert cards_alone(alone.learner, alone.rollout) == cards
+    none = load(None, BASE)
+    assert cards_alone(none.learner, none.rollout) == 0

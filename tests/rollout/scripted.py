@@ -3,8 +3,11 @@
 import asyncio
 import hashlib
 import io
+import json
 import multiprocessing
 import os
+import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +30,16 @@ def png(seed: int, side: int = 56) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG")
     return buffer.getvalue()
+
+
+def as_on_the_hub(model: Path, folder: Path) -> Path:
+    """A copy of a model whose config.json is written as those of Qwen/Qwen2.5-VL are: the language model's numbers on top."""
+    shutil.copytree(model, folder, dirs_exist_ok=True)
+    config = json.loads((folder / "config.json").read_text())
+    config["torch_dtype"] = config.pop("dtype")
+    text = {name: value for name, value in config.pop("text_config").items() if name not in ("model_type", "dtype", "tie_word_embeddings")}
+    (folder / "config.json").write_text(json.dumps(text | config))
+    return folder
 
 
 class ScriptedTools:

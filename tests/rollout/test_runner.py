@@ -130,7 +130,7 @@ def run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     config = load(
         None,
         [
-            f"model.path={tiny_model}",
+            f"model.path={scripted.as_on_the_hub(tiny_model, tmp_path_factory.mktemp('hub'))}",
             *("model.dtype=float32", "model.min_pixels=3136", "model.max_pixels=3136", "model.thumbnail_max_pixels=3136"),
             *("data.train=none", "data.test=none", "run.name=rollout-test", "run.namespace=rollout-test"),
             *("agent.prompts=brief", "agent.max_prompt_tokens=256", "agent.max_total_tokens=512", "agent.max_turn_tokens=16"),
