@@ -1,8 +1,8 @@
 """Every part of every phase of a run: what lies on a card and on a node, and when. Pure arithmetic over the config and the model's shape.
 
 Bytes per parameter that learns, P of them over N ranks, bfloat16 under DeepSpeed 0.19, as measured on a CPU by hand (README):
-weights 2 P; master weights and moments 12 P/N, gradients between micro-batches
-2 P/N (stage 1: 2 P), as much again while the next one is added, and 8 P/N more in the optimiser's step, of which 2 are the gradients.
+weights 2 P; master weights and moments 12 P/N, sums of gradients in float32 4 P/N, with which the optimiser steps. In stage 1 gradients are
+2 P, in bfloat16, and the step makes float32 ones.
 """
 
 from __future__ import annotations
@@ -104,15 +104,18 @@ def _states(config: Config, model: Footprint) -> dict[str, int]:
     total = model.parameters + adapters
     learning = adapters or model.parameters - (model.vision if c.freeze_vision else 0)
     share = math.ceil(learning / n)
+    largest = min(share, model.vocabulary * model.hidden)
+    buckets = 2 * itemsize * min(BUCKET_PARAMETERS, learning)
+    summed = c.zero_stage == 2 and itemsize < 4  # in float32, as micro-batches come
     return {
         "whole": itemsize * total,
         "weights": itemsize * (total if c.zero_stage < 3 else math.ceil(total / n)),
         "master weights": 4 * share,
         "moments": 8 * share,
-        "gradients": itemsize * (learning if c.zero_stage < 2 else share),
-        "gradients of a micro-batch": itemsize * share + (0 if c.zero_stage == 3 else 2 * itemsize * min(BUCKET_PARAMETERS, learning)),
+        "gradients": itemsize * learning if c.zero_stage < 2 else 4 * share,
+        "gradients of a micro-batch": (0 if summed else itemsize * share) + (0 if c.zero_stage == 3 else buckets),
         "gathered": (2 * itemsize * min(LIVE_PARAMETERS, total) if c.zero_stage == 3 else 0),
-        "step": (itemsize + 4) * (min(share, LIVE_PARAMETERS) if c.zero_stage == 3 else share),
+        "step": 8 * largest if summed else (itemsize + 4) * (min(share, LIVE_PARAMETERS) if c.zero_stage == 3 else share),
         "frozen model": itemsize * model.parameters if frozen_copy(config) else 0,
     }
 
@@ -122,7 +125,7 @@ def learner_phases(config: Config, model: Footprint) -> list[Phase]:
     on_card = [Item("weights", s["weights"])] if c.offload != "all" else []
     if c.offload == "none":
         on_card += [Item("master weights", s["master weights"]), Item("moments", s["moments"])]
-    gradients = [Item("gradients", s["gradients"])] if c.offload == "none" or c.zero_stage < 2 else []
+    gradients = [Item("gradients", s["gradients"])] if c.offload == "none" or c.zero_stage < 3 else []
     frozen = Item("frozen model", s["frozen model"])
     shared = [Item("runtime", RUNTIME), *([Item("sleeping engine", ASLEEP)] if c.colocated else [])]
     gathered = [Item("gathered weights and gradients", s["gathered"])] if s["gathered"] else []
@@ -130,7 +133,7 @@ def learner_phases(config: Config, model: Footprint) -> list[Phase]:
     forward_backward, scoring = _activations(config, model)
     backward = [Item("gradients of a micro-batch", s["gradients of a micro-batch"]), Item("activations and logits", forward_backward)]
     phases = [Phase("learner", "forward and backward", (*on_card, *gradients, *backward, *gathered, *resident, *shared))]
-    step = [Item("gradients in float32 and what they are made from", s["step"])] if c.offload == "none" else []
+    step = [Item("gradients in other dtypes, for their norm or for the step", s["step"])] if c.offload == "none" else []
     phases.append(Phase("learner", "optimiser step", (*on_card, *gradients, *step, *gathered, *resident, *shared)))
     if frozen.bytes and frozen_visits(config):
         phases.append(Phase("learner", "scores of the frozen model", (*on_card, frozen, Item("activations and logits", scoring), *shared)))

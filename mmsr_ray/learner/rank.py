@@ -79,6 +79,9 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
     if learner.offload == "all":
         zero |= {"offload_param": {"device": "cpu", "pin_memory": learner.gpus_per_rank > 0}}
     return {
+        # In bfloat16 the sum over a step's micro-batches loses what they add: 0.7 % of its norm after 200 of them, on a CPU. Below stage 2
+        # DeepSpeed would take another optimiser for it, which cannot leave a device.
+        "data_types": {"grad_accum_dtype": "fp32" if learner.dtype == "float32" or learner.zero_stage >= 2 else "bf16"},
         "zero_force_ds_cpu_optimizer": False,  # torch's own fused AdamW runs on the CPU too and needs no compiling
         "train_micro_batch_size_per_gpu": 1,  # rows are counted by the plan, not by DeepSpeed
         "gradient_accumulation_steps": 1,
@@ -224,6 +227,8 @@ class LearnerRank:
         else:
             self._engine.zero_grad()
             skipped = True
+        if skipped and self._config.learner.zero_stage == 2 and self._config.learner.offload == "optimizer":
+            self._engine.optimizer.averaged_gradients.clear()  # DeepSpeed 0.19 forgets to here, and would add to them for ever
         norm = self._engine.get_global_grad_norm()
         tally.step(0.0 if skipped or norm is None else float(norm), skipped)
 

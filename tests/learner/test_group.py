@@ -329,5 +329,14 @@ def test_every_stage_takes_the_step_of_plain_adamw_and_a_rehearsal_changes_nothi
         assert_same(found[1], start)
         assert_same(found[2], expected, STEP_TOLERANCE)
         assert max(float((found[2][name] - tensor).abs().mean()) for name, tensor in expected.items()) < MEAN_TOLERANCE
+    for stage, offload in ((2, "none"), (2, "optimizer"), (3, "none")):  # gradients are summed in another dtype than they come in
+        config = settings(base, stage)
+        config.learner.offload, config.learner.dtype = offload, "bfloat16"
+        config.agent.max_total_tokens, config.model.max_pixels, config.model.thumbnail_max_pixels = 300, 784 * 16, 784
+        found, _ = ray.get([rank.step.remote(config, str(base), address, plan, refs) for rank in ranks], timeout=120)
+        assert_same(found[1], found[0])
+        moved = torch.cat([(found[2][name] - found[0][name]).flatten() for name in expected])
+        wanted = torch.cat([(expected[name] - start[name]).flatten() for name in expected])
+        assert torch.nn.functional.cosine_similarity(moved, wanted, dim=0) > 0.8
     for rank in ranks:
         ray.kill(rank)
