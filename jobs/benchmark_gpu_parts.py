@@ -46,6 +46,7 @@ STEPS, SETTLED = 50, 10  # of the colocated run; medians and the growth of a car
 TRANSCRIPTS, TURNS, THUMBNAILS = 4, 3, 2  # of the numerics
 SECONDS = 1800.0
 GIB = 2**30
+COUNTED_ON = 0.95  # of a card: where the planner says that it just fits, a long part would end in the allocator
 NOISE = 2.0**-24  # below which nothing can be told apart in float32
 
 Rows = list[dict[str, Any]]
@@ -101,7 +102,7 @@ def colocated(config: Config, size: str, steps: int = STEPS) -> Rows:
 
 def that_fits(config: Config, machine: Machine) -> tuple[Config, str]:
     """The first way of learning that one rank has room for by the planner's count, and its name in rows. Raises NotAvailable."""
-    own, said = config.learner, [""]
+    own, said, machine = config.learner, [""], replace(machine, card_gib=COUNTED_ON * machine.card_gib)
     ways: dict[str, LearnerConfig] = {
         "": own,
         ", optimiser in host memory": replace(own, offload="optimizer"),
