@@ -7,7 +7,7 @@
 # make lint       lint and types only
 # make stop       stop a run that goes on in the background, and its local Ray
 PYTHON ?= python3
-EXTRA ?= cpu
+EXTRA ?=
 CONFIG ?= jobs/configs/atlas.yaml
 SERVING ?= jobs/configs/serve_atlas.yaml
 EVALUATION ?= jobs/configs/evaluate_atlas.yaml
@@ -18,13 +18,13 @@ VENV := .venv/bin
 .PHONY: setup train evaluate findings fvqa serve test lint format stop
 
 setup:
-	@$(PYTHON) jobs/setup.py --extra $(EXTRA)
+	@$(PYTHON) jobs/setup.py $(if $(EXTRA),--extra $(EXTRA))
 
 train: setup
-	@$(VENV)/python jobs/submit.py -- python jobs/train.py --config $(CONFIG) run.dir=$(CURDIR)/runs $(ARGS)
+	@$(VENV)/python jobs/submit.py -- python jobs/train.py --config $(CONFIG) --default run.dir=$(CURDIR)/runs $(ARGS)
 
 evaluate: setup
-	@$(VENV)/python jobs/submit.py -- python jobs/evaluate.py --config $(EVALUATION) run.dir=$(CURDIR)/runs $(ARGS)
+	@$(VENV)/python jobs/submit.py -- python jobs/evaluate.py --config $(EVALUATION) --default run.dir=$(CURDIR)/runs $(ARGS)
 
 findings: setup
 	@$(VENV)/python jobs/submit.py -- python jobs/findings.py --config jobs/configs/findings.yaml run.dir=$(CURDIR)/runs $(ARGS)
@@ -33,7 +33,7 @@ fvqa: setup
 	@$(VENV)/python jobs/submit.py -- python jobs/build_fvqa.py --config jobs/configs/build_atlas.yaml run.dir=$(CURDIR)/runs $(ARGS)
 
 serve: setup
-	@$(VENV)/python jobs/submit.py -- python jobs/serve.py --config $(SERVING) run.dir=$(CURDIR)/runs $(ARGS)
+	@$(VENV)/python jobs/submit.py -- python jobs/serve.py --config $(SERVING) --default run.dir=$(CURDIR)/runs $(ARGS)
 
 # Byte code is kept, and tests/starting is what every process starts with: what the tests cost is mostly starts of processes.
 test: lint

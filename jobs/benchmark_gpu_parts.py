@@ -18,16 +18,21 @@ from PIL import Image
 
 from jobs.benchmark_memory import growth_rows, resident
 from jobs.benchmark_rows import row
-from jobs.benchmark_transports import one_runner
+from jobs.benchmark_transports import NotAvailable, one_runner
+from jobs.memory import card_gib
 from mmsr_ray.agent.pieces import Own
 from mmsr_ray.agent.tokens import Transcript
 from mmsr_ray.algorithms.grpo_config import GRPOConfig
 from mmsr_ray.config import Config
 from mmsr_ray.data.reader import read_samples
 from mmsr_ray.learner.batch import Row
+from mmsr_ray.learner.memory import complaints, footprint_of
+from mmsr_ray.learner.meter import HostMeter
 from mmsr_ray.learner.model import load_policy
 from mmsr_ray.learner.numerics import Differences, learner_with_engine, learner_with_itself
+from mmsr_ray.learner.phases import Machine, plan
 from mmsr_ray.learner.pictures import PatchCache, VisionGeometry
+from mmsr_ray.learner.settings import LearnerConfig, LoRAConfig
 from mmsr_ray.rollout.engine import VLLMEngine
 from mmsr_ray.rollout.measure import bare_rate, runner_rate
 from mmsr_ray.tools.actor import start_tools
@@ -41,6 +46,7 @@ STEPS, SETTLED = 50, 10  # of the colocated run; medians and the growth of a car
 TRANSCRIPTS, TURNS, THUMBNAILS = 4, 3, 2  # of the numerics
 SECONDS = 1800.0
 GIB = 2**30
+COUNTED_ON = 0.95  # of a card: where the planner says that it just fits, a long part would end in the allocator
 NOISE = 2.0**-24  # below which nothing can be told apart in float32
 
 Rows = list[dict[str, Any]]
@@ -65,13 +71,19 @@ def engine(config: Config, size: str) -> Rows:
 
 
 def colocated(config: Config, size: str, steps: int = STEPS) -> Rows:
-    """GRPO steps of a runner and a rank that take turns: seconds by part, memory by phase, and what `steps` of them leave behind."""
+    """GRPO steps of a runner and a rank that take turns: seconds by part, memory by phase, and what `steps` of them leave behind.
+
+    Raises NotAvailable where no way of learning fits this machine.
+    """
     here = replace(
         config,
         run=replace(config.run, name=f"benchmark-colocated-{os.getpid()}"),
         learner=replace(config.learner, colocated=True),
         grpo=replace(config.grpo, staleness=0),
     )
+    how = ""
+    if torch.cuda.is_available():
+        here, how = that_fits(here, Machine(card_gib(), HostMeter("").now().total / GIB, cards=1))
     tools = start_tools(here)  # runners look for those of their run's name
     algorithm: Any = GRPOConfig.from_config(here).build_algo()
     try:
@@ -84,17 +96,34 @@ def colocated(config: Config, size: str, steps: int = STEPS) -> Rows:
         algorithm.stop()
         del tools
     settled = min(SETTLED, steps // 2)
-    return [*step_rows(records[settled:], size), *memory_rows(records, readings, size, settled)]
+    label = f"{_label(size)}{how}"
+    return [*step_rows(records[settled:], label), *memory_rows(records, readings, label, settled)]
 
 
-def step_rows(records: list[dict[str, Any]], size: str) -> Rows:
+def that_fits(config: Config, machine: Machine) -> tuple[Config, str]:
+    """The first way of learning that one rank has room for by the planner's count, and its name in rows. Raises NotAvailable."""
+    own, said, machine = config.learner, [""], replace(machine, card_gib=COUNTED_ON * machine.card_gib)
+    ways: dict[str, LearnerConfig] = {
+        "": own,
+        ", optimiser in host memory": replace(own, offload="optimizer"),
+        ", adapters of rank 16": replace(own, lora=LoRAConfig(rank=16)),
+    }
+    for how, learner in ways.items():
+        here = replace(config, learner=learner)
+        said = complaints(plan(here, footprint_of(config.model.path), machine))
+        if not said:
+            return here, how
+    raise NotAvailable(f"not even adapters fit: {said[0]}")
+
+
+def step_rows(records: list[dict[str, Any]], of: str) -> Rows:
     """The whole step, and each of its parts and hand-overs as a share of it; medians."""
 
     def median(section: str, name: str) -> float:
         return statistics.median(record[section].get(name, 0.0) for record in records)
 
     whole = median("seconds", "total")
-    label = f"a colocated GRPO step, {_label(size)}"
+    label = f"a colocated GRPO step, {of}"
     rows = [row(f"seconds of {label}", whole, "s", "its rollouts", max(median("seconds", "rollout"), NOISE), SUITE)]
     for section, what in (("seconds", "in"), ("turns", "of the hand-over")):
         for name in sorted({name for record in records for name in record[section]} - {"total"}):
@@ -102,9 +131,9 @@ def step_rows(records: list[dict[str, Any]], size: str) -> Rows:
     return rows
 
 
-def memory_rows(records: list[dict[str, Any]], readings: list[dict[str, float]], size: str, settled: int = SETTLED) -> Rows:
+def memory_rows(records: list[dict[str, Any]], readings: list[dict[str, float]], of: str, settled: int = SETTLED) -> Rows:
     """Growth of host memory by kind of process, and where there is a card, its phases and its growth."""
-    label = f"{len(readings)} colocated steps, {_label(size)}"
+    label = f"{len(readings)} colocated steps, {of}"
     rows = growth_rows(readings, label, SUITE)
     phases = sorted({name for record in records for name in record.get("device_gib", {})})
     if not phases:

@@ -57,11 +57,14 @@ def run_job(name: str, doc: str | None, job: Callable[[Config], Path]) -> int:
     """Parse the command line, join Ray, run `job(config)`, which returns its run folder. Returns the exit status."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", help="a YAML file over the defaults of mmsr_ray/config.py")
+    parser.add_argument(
+        "--default", action="append", metavar="key=value", help="a setting for where neither the file nor key=value names it"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="single settings, over the file's")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     try:
-        config = with_absolute_paths(load(args.config, args.overrides))
+        config = with_absolute_paths(load(args.config, args.overrides, under=args.default))
         connect(config)
         folder = job(config)
     except USERS_TO_MEND as error:  # one sentence says how

@@ -10,33 +10,54 @@ import torch
 from ray.exceptions import GetTimeoutError
 
 from mmsr_ray.config import Config
-from mmsr_ray.head import living_nodes
+from mmsr_ray.head import STORE, living_nodes
 from mmsr_ray.learner.memory import check, machine_of, summary
 from mmsr_ray.learner.meter import HostMeter
-from mmsr_ray.learner.phases import GIB
+from mmsr_ray.learner.phases import GIB, Plan, version_bytes
 from mmsr_ray.learner.settings import on_cuda
 
 log = logging.getLogger(__name__)
 
+FULL = 0.8  # of its object store, above which Ray writes what lies there to disk
 CARD_SECONDS = 120.0  # to ask a card for its size; a cluster that has yet to grow has none
 
 
 def check_memory(config: Config) -> None:
-    """What config.machine leaves open is looked up: a card, and the memory of a lone node.
+    """What config.machine leaves open is looked up: a card, and the memory of a lone node, which counts also where a larger one is named.
 
     Raises ConfigError where the plan does not fit, and HeadAway.
     """
     machine = machine_of(config)
-    if not machine.host_gib and len(living_nodes()) == 1:
-        machine = replace(machine, host_gib=HostMeter("").now().total / GIB)
+    if len(living_nodes()) == 1:
+        here = HostMeter("").now().total / GIB
+        machine = replace(machine, host_gib=min(here, machine.host_gib or here))
     if on_cuda(config.learner) and not machine.card_gib:
-        machine = replace(machine, card_gib=_card_gib())
+        machine = replace(machine, card_gib=card_gib())
         if not machine.card_gib:
             log.warning("no card can be seen yet, so their memory was not checked: machine.card_gib names it")
-    log.info("memory in GiB: %s", summary(check(config, machine)))
+    made = check(config, machine)
+    log.info("memory in GiB: %s", summary(made))
+    if said := _small_store(made):
+        log.warning("%s", said)
 
 
-def _card_gib() -> float:
+def _small_store(made: Plan) -> str:
+    """Where two versions of the weights do not fit into an object store that they pass through; "" where they do, or pass elsewhere."""
+    learner = made.config.learner
+    if learner.transport != "object_store" or learner.lora.sync == "adapter":
+        return ""
+    wanted = 2 * version_bytes(made.config, made.model) / FULL
+    stores = {node.address: node.resources.get(STORE, 0.0) for node in living_nodes() if made.card == () or node.resources.get("GPU")}
+    address = min(stores, key=lambda name: stores[name], default="")
+    if not address or stores[address] >= wanted:
+        return ""
+    return (
+        f"the object store of node {address} has {stores[address] / GIB:.1f} GiB and two versions of the weights want {wanted / GIB:.1f}: the rest "
+        "goes through its disk at each update; give it more (ray start --object-store-memory; a container --shm-size; a machine memory)"
+    )
+
+
+def card_gib() -> float:
     """Of the smallest card of one node; 0 where there is none."""
     if not any(node.resources.get("GPU") for node in living_nodes()):
         return 0.0

@@ -25,9 +25,11 @@ from mmsr_ray.algorithms.parts import bundles
 from mmsr_ray.config import Config
 from mmsr_ray.head import living_nodes
 from mmsr_ray.learner.durable import folder_bytes
+from mmsr_ray.learner.memory import footprint_of
+from mmsr_ray.learner.shapes import PUBLISHED
 from mmsr_ray.nodes import resources
-from mmsr_ray.preflight.compare import checkpoint_bytes, no_room_on_disk, wrong_image, wrong_storage
-from mmsr_ray.preflight.fleet import no_node
+from mmsr_ray.preflight.compare import BYTES_PER_PARAMETER, checkpoint_bytes, no_room_on_disk, wrong_image, wrong_storage
+from mmsr_ray.preflight.fleet import idle_cards, no_node
 from mmsr_ray.preflight.look import SEEN_SECONDS, NodeReport, report
 
 logger = logging.getLogger(__name__)
@@ -46,6 +48,8 @@ def check_cluster(config: Config) -> None:
     if config.tools.node:
         wanted = [*wanted, resources(config.tools.node)]
     wait_for_room(PlacementGroupFactory(wanted, strategy="PACK"), config.grpo.placement_seconds, explain=partial(no_node, config=config))
+    if said := idle_cards([node.resources for node in living_nodes()], config):
+        logger.warning("%s", said)
     check_nodes(config)
 
 
@@ -110,6 +114,9 @@ def _checkpoint(config: Config, folder: Path) -> int:
     """About the bytes of one checkpoint: the last one's, else by the model's weights; 0 where neither is known."""
     if earlier := checkpoints.whole(folder / "checkpoints"):
         return folder_bytes(earlier[-1])
+    share = ADAPTERS if config.learner.lora.rank else 1.0
+    if config.model.path in PUBLISHED:  # known before anything of it is downloaded
+        return int(footprint_of(config.model.path).parameters * share * BYTES_PER_PARAMETER)
     model = Path(config.model.path)
     if not model.is_dir():
         try:
@@ -117,4 +124,4 @@ def _checkpoint(config: Config, folder: Path) -> int:
         except (LocalEntryNotFoundError, HFValidationError):
             logger.info("how large a checkpoint is becomes known once %s has been downloaded", config.model.path)
             return 0
-    return checkpoint_bytes(model, ADAPTERS if config.learner.lora.rank else 1.0)
+    return checkpoint_bytes(model, share)

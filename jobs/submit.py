@@ -47,6 +47,7 @@ ROOT = Path(__file__).resolve().parent.parent
 START_SECONDS = 90.0
 JOB_SECONDS = 35  # between SIGTERM and SIGKILL for a job: the default serving.shutdown_seconds, and a little
 STOP_SECONDS = 40.0  # Ray drains a node for up to 30
+STORE_ON_DISK = 2 << 30
 DASHBOARD = ROOT / "cluster" / "monitoring" / "mmsr.json"  # for the Grafana that Ray's dashboard embeds
 
 
@@ -179,6 +180,7 @@ class LocalRay:
     def command(self, num_cpus: int) -> list[str]:
         """`num_cpus` is logical: what jobs may ask for, fractions and idle actors included, not what the machine has."""
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        shared = os.statvfs("/dev/shm")
         options = {
             "port": self.port + 1,
             "dashboard-host": "127.0.0.1",
@@ -187,7 +189,7 @@ class LocalRay:
             "ray-client-server-port": self.port + 3,
             "include-dashboard": "true",
             "num-cpus": num_cpus,
-            "object-store-memory": min(2 << 30, memory // 8),
+            "object-store-memory": store_bytes(memory, shared.f_bavail * shared.f_frsize),
             "temp-dir": self.folder / "ray",
         }
         ray = str(Path(sys.executable).with_name("ray"))
@@ -221,6 +223,14 @@ class LocalRay:
         else:
             shutil.rmtree(self.folder / "ray", ignore_errors=True)
             log.info("submit: local Ray stopped")
+
+
+def store_bytes(memory: int, shared: int) -> int:
+    """Of the object store, which two versions of the weights lie in, and the batches: a sixth of the memory, as far as /dev/shm holds it.
+
+    Where that holds next to nothing, as in a container without --shm-size, Ray takes a folder on disk instead, for 10 GB at most.
+    """
+    return min(memory // 6, max(shared * 9 // 10, STORE_ON_DISK))
 
 
 def links(environment: Mapping[str, str]) -> dict[str, str]:

@@ -271,14 +271,17 @@ class Config:
     atlas: AtlasConfig = field(default_factory=AtlasConfig)
 
 
-def load(path: str | Path | None = None, overrides: list[str] | None = None) -> Config:
-    """Typed config from defaults, a YAML file and dotted overrides. Raises ConfigError."""
+def load(path: str | Path | None = None, overrides: list[str] | None = None, *, under: list[str] | None = None) -> Config:
+    """Typed config from defaults, a YAML file and dotted overrides; `under` are such too, but the file's own word beats them.
+
+    Raises ConfigError.
+    """
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(Config), *_files(path))
-        for item in overrides or []:
+        for item in (*(under or []), *(overrides or [])):
             if "=" not in item:
                 raise ConfigError(f"override {item!r} is not of the form key=value")
-        merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([_with_value(item) for item in overrides or []]))
+        below, above = (OmegaConf.from_dotlist([_with_value(item) for item in items or []]) for items in (under, overrides))
+        merged = OmegaConf.merge(OmegaConf.structured(Config), below, *_files(path), above)
         config = cast(Config, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
         raise ConfigError(_explain(error)) from error

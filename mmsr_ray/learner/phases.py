@@ -206,7 +206,7 @@ def _node(config: Config, model: Footprint, machine: Machine) -> Phase:
     ranks = min(c.world_size, cards)
     runners = min(config.rollout.num_runners, ranks if c.colocated else max(0, cards - ranks))
     whole = _itemsize(config) * model.parameters
-    version = _engine_itemsize(config) * model.parameters
+    version = version_bytes(config, model)
     weights, master = locked(s["weights"]), locked(s["master weights"])
     states = weights + master + 2 * locked(s["moments"] // 2)
     resting = 0
@@ -240,6 +240,11 @@ def _without_cards(config: Config, model: Footprint) -> Phase:
         Item(count(rollout.num_runners, "engine"), rollout.num_runners * engine),
     )
     return Phase("node", "host memory", items)
+
+
+def version_bytes(config: Config, model: Footprint) -> int:
+    """What one version of all weights takes in an engine and in the object store."""
+    return _engine_itemsize(config) * model.parameters
 
 
 def locked(size: int) -> int:

@@ -53,6 +53,16 @@ def wants_gpus(config: Config) -> str:
     return " and ".join(f"{name}={amount:g}" for name, amount in asked.items() if amount)
 
 
+def idle_cards(nodes: Sequence[Resources], config: Config) -> str:
+    """Where a cluster has GPUs and the run asks for none: vLLM's build for GPUs would take a card that Ray thinks free. "" where it does not."""
+    if wants_gpus(config) or not any(node.get("GPU") for node in nodes):
+        return ""
+    return (
+        "this cluster has GPUs and the run asks for none (rollout.gpus_per_runner=0, learner.gpus_per_rank=0): start from one of the recipes, "
+        "such as base: jobs/configs/one_gpu.yaml, or set both"
+    )
+
+
 def no_node(bundle: Resources, config: Config) -> str:
     """A bundle that no node can hold, with the settings it comes from."""
     said = f"no node can ever hold {_amounts(bundle)}"

@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import json
 import logging
+import os
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
@@ -61,6 +62,7 @@ class ToolActor:
     """`SearchTools` behind Ray, behind the run's tape. One event loop, so one session, one cache, one table of flights."""
 
     def __init__(self, config: ToolsConfig, topk: int, home: Home, keys: Keys) -> None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray shows every card to who asks for none, and they are the runners' and the ranks'
         # by name: a handle among the arguments would tie restarts to the object store
         quota = ray.get_actor(_quota_name(home.run), namespace=home.namespace)
         self._life, self._fingerprint = uuid.uuid4().hex, home.fingerprint

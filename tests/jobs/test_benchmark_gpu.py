@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from mmsr_ray.atlas.prepare import world_of
 from mmsr_ray.config import Config, load
 from mmsr_ray.data.schema import write_fvqa
 from mmsr_ray.learner.numerics import Differences
+from mmsr_ray.learner.phases import Machine
+from mmsr_ray.learner.shapes import SHAPES, shape_config
 from mmsr_ray.rollout.engine import load_codec
 from mmsr_ray.types import Generation, Picture, Sampling
 
@@ -62,7 +64,7 @@ RECORDS = [
 
 
 def test_a_step_is_taken_apart() -> None:
-    rows = parts.step_rows(RECORDS, "3b")
+    rows = parts.step_rows(RECORDS, "Qwen2.5-VL-3B shape")
     assert [(row["value"], row["reference_value"]) for row in rows] == [(4.0, 2.0), (1.0, 4.0), (2.0, 4.0), (0.5, 4.0)]
     assert "engines_leave" in rows[-1]["name"]
 
@@ -73,12 +75,37 @@ def test_memory_grows_or_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: Card)
     readings = [{"all processes": 1000.0 + 2 * step, "engines": 500.0} for step in range(1, 21)]
-    both, engines, most, after = parts.memory_rows(RECORDS, readings, "3b")
+    both, engines, most, after = parts.memory_rows(RECORDS, readings, "Qwen2.5-VL-3B shape")
     assert (both["value"], both["reference_value"]) == (1040.0, 1020.0)
     assert (engines["ratio"], most["reference_value"]) == (1.0, 80.0)
     assert (most["value"], after["value"], after["reference_value"]) == (60.19, 60.19, 60.09)
-    missing = parts.memory_rows([{"seconds": {}, "turns": {}}], readings, "tiny")[-1]
+    missing = parts.memory_rows([{"seconds": {}, "turns": {}}], readings, "tiny shape")[-1]
     assert "no GPU" in missing["not_available"]
+
+
+@pytest.mark.parametrize(
+    ("size", "card_gib", "host_gib", "how"),
+    [
+        ("3B", 79.1, 200.0, ", optimiser in host memory"),  # an H100
+        ("3B", 139.8, 128.0, ""),  # an H200
+        ("7B", 79.1, 128.0, ", adapters of rank 16"),
+        ("7B", 79.1, 500.0, ", optimiser in host memory"),
+        ("0.5B", 79.1, 128.0, ""),
+    ],
+)
+def test_the_colocated_part_learns_as_its_card_permits(tmp_path: Path, size: str, card_gib: float, host_gib: float, how: str) -> None:
+    """As the suite itself sizes it; all weights of the 7B model on one card of 80 GB would end in its allocator."""
+    shape_config(SHAPES[size.lower()]).save_pretrained(tmp_path)
+    base = load(benchmark.ROOT / "jobs" / "configs" / "atlas.yaml", [*benchmark_gpu.SETTINGS, f"model.path={tmp_path}", "data.train=none"])
+    learner = replace(base.learner, gpus_per_rank=0.5, micro_batch_tokens=8192, colocated=True)
+    agent = replace(base.agent, max_prompt_tokens=4096, max_turn_tokens=512, max_total_tokens=8192)
+    model = replace(base.model, min_pixels=262_144, max_pixels=903_168, thumbnail_max_pixels=90_000)
+    here = replace(base, learner=learner, agent=agent, model=model, rollout=replace(base.rollout, gpus_per_runner=0.5))
+    found, said = parts.that_fits(here, Machine(card_gib, host_gib, cards=1))
+    assert said == how
+    assert (found.learner.offload == "optimizer", found.learner.lora.rank) == ("host" in how, 16 * ("adapters" in how))
+    with pytest.raises(NotAvailable, match=r"not even adapters fit: .*of its card"):
+        parts.that_fits(here, Machine(1.0, host_gib, cards=1))
 
 
 def test_numerics_stand_beside_what_batching_does() -> None:

@@ -32,15 +32,39 @@ def test_old_python(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_full_disk(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=3e9))
-    with pytest.raises(setup.SetupError, match=r"8 GB of free disk are needed and .* has 3\.0"):
-        setup.check_machine(root, "cpu")
+    for extra, needed in setup.FREE_GB.items():
+        with pytest.raises(setup.SetupError, match=rf"{needed} GB of free disk are needed and .* has 3\.0"):
+            setup.check_machine(root, extra)
 
 
 @pytest.mark.parametrize("extra", ["cpu", "gpu"])
 def test_no_compiler(root: Path, monkeypatch: pytest.MonkeyPatch, extra: str) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100e9))  # what the GPU build needs may not be here
+    setup.check_machine(root, extra)
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(setup.SetupError, match="no-such-compiler is not there"):
         setup.check_machine(root, extra)
+
+
+def test_an_environment_is_for_one_extra(tmp_path: Path) -> None:
+    """torch+cpu satisfies what the GPU build of vLLM asks for, so pip would leave it there."""
+    assert setup.extra_of(tmp_path, None) == "cpu" and setup.extra_of(tmp_path, "gpu") == "gpu"
+    (tmp_path / "setup.extra").write_text("gpu")
+    assert setup.extra_of(tmp_path, None) == setup.extra_of(tmp_path, "gpu") == "gpu", "make serve after make train EXTRA=gpu"
+    with pytest.raises(setup.SetupError, match=r"was made for EXTRA=gpu, and cpu does not go into the same one: remove it"):
+        setup.extra_of(tmp_path, "cpu")
+
+
+def test_a_torch_without_cuda_is_refused_and_a_machine_without_cards_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(setup.SetupError, match="built for CPUs alone"):
+        setup.check_cuda(" False\n", tmp_path)
+    setup.check_cuda("13.0 True\n", tmp_path)
+    assert not caplog.text
+    setup.check_cuda("13.0 False\n", tmp_path)
+    assert "built for CUDA 13.0 and sees no card" in caplog.text and "a driver for CUDA 13.0" in caplog.text
+    found = subprocess.run([sys.executable, "-c", setup.CUDA_PROBE], capture_output=True, text=True, check=True).stdout
+    with pytest.raises(setup.SetupError, match="built for CPUs alone"):
+        setup.check_cuda(found, tmp_path)  # what the tests run with
 
 
 def test_fingerprint_follows_what_is_asked_for(root: Path) -> None:
@@ -69,6 +93,7 @@ def test_pytorch_index_comes_second_and_for_torch_alone(
     second = [("--index-url", setup.PYTORCH_CPU_INDEX, *setup.CPU_TORCH)]
     expected = [tuple(setup.CPU_TORCH), *([] if configured_sources_have_torch else second), ("--editable", f"{root}[cpu,dev]")]
     assert calls == expected
+    assert setup.extra_of(venv, None) == "cpu" and (venv / "setup.extra").is_file()
 
 
 def test_second_run_is_immediate() -> None:

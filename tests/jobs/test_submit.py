@@ -20,7 +20,7 @@ from typing import IO
 import pytest
 
 from jobs.submission import Driver, again
-from jobs.submit import ROOT, LocalRay, SubmitError, links
+from jobs.submit import ROOT, STORE_ON_DISK, LocalRay, SubmitError, links, store_bytes
 from mmsr_ray.nodes import resources
 
 SUBMIT = [sys.executable, str(ROOT / "jobs" / "submit.py")]
@@ -38,6 +38,14 @@ def test_no_secret_is_on_the_command_line() -> None:
     ray = LocalRay(20_000)
     assert ray.environment()["RAY_AUTH_MODE"] == "token"
     assert "token" not in " ".join(ray.command(8))
+
+
+def test_the_object_store_holds_two_versions_where_the_machine_can() -> None:
+    gib = 1 << 30
+    assert store_bytes(192 * gib, 96 * gib) == 32 * gib  # the 3B model twice: 14 GiB, and a fifth free
+    assert store_bytes(192 * gib, 20 * gib) == 18 * gib, "Ray refuses more than 10 GB beyond /dev/shm"
+    assert store_bytes(192 * gib, 64 << 20) == STORE_ON_DISK < 10**10, "a container's default: Ray takes a folder instead"
+    assert store_bytes(6 * gib, 3 * gib) == gib
 
 
 def test_a_job_links_to_its_numbers_where_a_grafana_is_named() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from mmsr_ray.algorithms.parts import bundles
 from mmsr_ray.config import Config, load
-from mmsr_ray.preflight.fleet import WorkerGroup, never, no_node
+from mmsr_ray.preflight.fleet import WorkerGroup, idle_cards, never, no_node
 
 TOOLS = WorkerGroup("tools", {"CPU": 8, "tools": 1}, 1, 2)
 RUNNERS = WorkerGroup("runners", {"CPU": 8, "GPU": 1, "runner": 1}, 0, 4)
@@ -24,6 +24,12 @@ def said(c: Config, *groups: WorkerGroup) -> str:
 
 def test_what_fits_has_no_complaint() -> None:
     assert said(config(), TOOLS, RUNNERS, LEARNERS) == ""
+
+
+def test_cards_that_nobody_asks_for_are_told_of() -> None:
+    none = config("rollout.gpus_per_runner=0", "learner.gpus_per_rank=0")
+    assert "rollout.gpus_per_runner=0, learner.gpus_per_rank=0" in idle_cards([{"CPU": 8}, {"CPU": 8, "GPU": 1}], none)
+    assert idle_cards([{"CPU": 8}], none) == idle_cards([{"CPU": 8, "GPU": 1}], config()) == ""
 
 
 def test_no_gpus_for_a_config_that_wants_them() -> None:
