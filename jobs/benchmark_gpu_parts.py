@@ -97,7 +97,7 @@ def colocated(config: Config, size: str, steps: int = STEPS) -> Rows:
         del tools
     settled = min(SETTLED, steps // 2)
     label = f"{_label(size)}{how}"
-    return [*step_rows(records[settled:], label), *memory_rows(records, readings, label, settled)]
+    return [*step_rows(records[settled:], label), *agreement_rows(records, label), *memory_rows(records, readings, label, settled)]
 
 
 def that_fits(config: Config, machine: Machine) -> tuple[Config, str]:
@@ -129,6 +129,22 @@ def step_rows(records: list[dict[str, Any]], of: str) -> Rows:
         for name in sorted({name for record in records for name in record[section]} - {"total"}):
             rows.append(row(f"seconds {what} {name}, {label}", median(section, name), "s", "the whole step", whole, SUITE))
     return rows
+
+
+def agreement_rows(records: list[dict[str, Any]], of: str) -> Rows:
+    """Engine against learner where the engine has slept before every step: what it lost and did not get back would show here."""
+    label = f"engine that sleeps against learner, most of {len(records)} colocated steps, {of}"
+    return [
+        row(
+            f"|difference of log-probs|, {kind} of a step, {label}",
+            max(record[name] for record in records),
+            "nats",
+            "the first step",
+            max(records[0][name], NOISE),
+            SUITE,
+        )
+        for kind, name in (("mean", "mismatch_abs_mean"), ("max", "mismatch_max"))
+    ]
 
 
 def memory_rows(records: list[dict[str, Any]], readings: list[dict[str, float]], of: str, settled: int = SETTLED) -> Rows:

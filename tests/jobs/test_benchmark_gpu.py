@@ -69,6 +69,13 @@ def test_a_step_is_taken_apart() -> None:
     assert "engines_leave" in rows[-1]["name"]
 
 
+def test_what_an_engine_lost_in_its_sleep_shows_in_its_log_probs() -> None:
+    records = [{"mismatch_abs_mean": mean, "mismatch_max": most} for mean, most in ((0.01, 0.2), (0.02, 6.0), (0.01, 0.1))]
+    mean, most = parts.agreement_rows(records, "Qwen2.5-VL-3B shape")
+    assert (mean["value"], mean["reference_value"]) == (0.02, 0.01)
+    assert (most["value"], most["reference_value"]) == (6.0, 0.2)
+
+
 def test_memory_grows_or_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     class Card:
         total_memory = 80 * 2**30
