@@ -151,6 +151,7 @@ class LearnerRank:
             fused=learner.fused,
         )
         choose(policy, learner)
+        torch.distributed.barrier()  # with our deadline. DeepSpeed's groups have NCCL's ten minutes, and one node may be fetching the model
         optimizer = torch.optim.AdamW(
             trained_parameters(policy), lr=0.0, betas=(learner.betas[0], learner.betas[1]), weight_decay=learner.weight_decay, fused=True
         )

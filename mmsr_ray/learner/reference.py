@@ -66,11 +66,11 @@ class AdaptersOff:
 
 
 class FrozenCopy:
-    """A second model. `home` is where it rests, `device` where it scores."""
+    """A second model. `home` is where it rests, `device` where it scores. It stays whole at home: nothing is copied back."""
 
     def __init__(self, make: Callable[[], Policy], home: torch.device, device: torch.device) -> None:
         self._policy = make().to(home).requires_grad_(False).eval()
-        self._home, self._device = home, device
+        self._device = device
 
     def freeze(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         target = named_weights(self._policy)
@@ -79,11 +79,18 @@ class FrozenCopy:
 
     @contextmanager
     def awake(self) -> Iterator[Callable[[MicroBatch, float], torch.Tensor]]:
+        at_home = [
+            (module, name, tensor, tensor.data)
+            for module in self._policy.modules()
+            for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+        ]
         self._policy.to(self._device)
         try:
             yield lambda batch, temperature: score(self._policy, batch, temperature)
         finally:
-            self._policy.to(self._home)
+            for module, name, tensor, data in at_home:
+                tensor.data = data
+                setattr(module, name, tensor)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         return {name: p.data for name, p in named_weights(self._policy).items()}
