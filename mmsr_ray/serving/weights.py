@@ -72,7 +72,13 @@ class Weights:
         self._canary.forget(engine)
 
     async def bring_in(self, path: str) -> int:
-        """Publish a model folder; the version that will be served. Raises Refused, also where the folder is replaced meanwhile."""
+        """Publish a model folder; the version that will be served. Raises Refused, also where the folder is replaced meanwhile.
+
+        Whoever asked may leave: a large model takes minutes to read, longer than a proxy waits, and what has begun is brought to its end.
+        """
+        return await asyncio.shield(self._bring_in(path))
+
+    async def _bring_in(self, path: str) -> int:
         async with self._one_at_a_time:
             if self._canary.busy:
                 raise Refused("weights_busy", f"weight version {self._canary.target} is still being brought in", retry_after=5)
@@ -160,10 +166,11 @@ def tensors(path: str) -> Iterator[tuple[str, torch.Tensor]]:
         raise Refused("bad_request", "path was replaced while it was read: bring it in again")
 
 
-def _mark(folder: Path) -> tuple[tuple[str, int, int], ...]:
+def _mark(folder: Path) -> tuple[tuple[str, int, int, int], ...]:
     """Changes with the weights' files; () where there are none."""
     try:
         files = sorted(folder.glob("*.safetensors"))
-        return tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+        looks = [(file.name, file.stat()) for file in files]
+        return tuple((name, look.st_ino, look.st_mtime_ns, look.st_size) for name, look in looks)
     except OSError:  # it is being replaced
         return ()

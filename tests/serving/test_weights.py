@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from mmsr_ray.config import load
 from mmsr_ray.learner.durable import replace_folder
+from mmsr_ray.serving.canary import Canary
 from mmsr_ray.serving.errors import Refused
-from mmsr_ray.serving.weights import fits, tensors
+from mmsr_ray.serving.weights import Weights, fits, tensors
 
 RELEASED = {"model.layers.0.mlp.up_proj.weight": (4, 2), "model.embed_tokens.weight": (8, 2), "visual.merger.ln_q.weight": (2,)}
 WRITTEN_BY_A_RUN = {
@@ -52,3 +55,26 @@ def test_a_folder_that_is_replaced_while_it_is_read_is_not_served_as_a_mixture(t
     replace_folder(Path(folder(tmp_path / "new", RELEASED)), best)
     with pytest.raises(Refused, match="replaced while it was read"):
         list(reading)
+
+
+class WithoutStore(Weights):
+    """A folder takes as long to publish as `read` says; there is no Ray here for a store."""
+
+    def __init__(self, served: str) -> None:
+        self._config = load(None, [f"model.path={served}", "data.train=none", "data.test=none"])
+        self._canary, self._published, self._paths, self._one_at_a_time = Canary(60.0), 0, {}, asyncio.Lock()
+        self.read, self.published = asyncio.Event(), asyncio.Event()
+
+    async def _publish(self, version: int, path: str) -> None:
+        await self.read.wait()
+        self._published = version
+        self.published.set()
+
+
+async def test_what_has_begun_is_brought_in_though_who_asked_does_not_wait_for_it(tmp_path: Path) -> None:
+    weights = WithoutStore(folder(tmp_path / "hub", RELEASED))
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(weights.bring_in(folder(tmp_path / "best", WRITTEN_BY_A_RUN)), 0.5)
+    weights.read.set()
+    await asyncio.wait_for(weights.published.wait(), 10)
+    assert (await weights.state())["target"] == 1
