@@ -27,6 +27,7 @@ from mmsr_ray.head import HeadAway
 from mmsr_ray.learner.durable import NotWritten
 from mmsr_ray.observability.report import FILE as REPORT
 from mmsr_ray.observability.trackers.port import TrackerError
+from mmsr_ray.serving.errors import NotReady
 from mmsr_ray.serving.keys import KeysError
 from mmsr_ray.tools.errors import BudgetSpent, ToolsError
 from mmsr_ray.tools.tape import TapeMiss
@@ -50,6 +51,7 @@ USERS_TO_MEND = (
     SFTError,
     TrackerError,
     KeysError,
+    NotReady,
 )
 
 

@@ -30,7 +30,7 @@ logger = logging.getLogger("serve")
 
 
 def serve_until_told(config: Config) -> Path:
-    """Returns the run folder. Raises KeysError, CodecError, PromptError, ToolsError."""
+    """Returns the run folder. Raises KeysError, CodecError, PromptError, ToolsError, NotReady."""
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

@@ -19,6 +19,7 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve.config import AutoscalingConfig
 from ray.serve.exceptions import RayServeException
+from ray.serve.schema import ApplicationStatus
 
 from mmsr_ray.agent.prompts import PromptSet
 from mmsr_ray.config import Config, ConfigError, load, to_dict
@@ -26,6 +27,7 @@ from mmsr_ray.learner.colocation import cards_alone
 from mmsr_ray.rollout.engine import load_codec
 from mmsr_ray.serving.agent import Agent
 from mmsr_ray.serving.engine import Engine
+from mmsr_ray.serving.errors import NotReady
 from mmsr_ray.serving.ingress import Ingress
 from mmsr_ray.serving.keys import Keys
 from mmsr_ray.serving.models import models_of
@@ -36,7 +38,7 @@ from mmsr_ray.serving.weights import Weights
 
 logger = logging.getLogger(__name__)
 NAME = "mmsr"  # of the application
-LOOK_SECONDS = 0.2  # between two looks at who is inside
+LOOK_SECONDS = 0.2  # between two looks at who is inside, or whether all is there
 ASK_SECONDS = 10.0  # for an ingress to answer
 MANY = 100_000  # calls of deployments that wait and do not compute
 SPARE = 512  # requests beyond serving.max_requests that are let in, to be told that there are too many
@@ -120,10 +122,25 @@ def build(args: dict[str, str]) -> serve.Application:
 
 
 def start(config: Config, keys: Keys, *, name: str = NAME) -> None:
-    """Run the application on the Ray that this process is connected to; returns when questions are answered."""
+    """Run the application on the Ray that this process is connected to; returns when questions are answered. Raises NotReady."""
     c = config.serving
     serve.start(http_options={"host": c.host, "port": c.port, "request_timeout_s": c.request_seconds + 30})
-    serve.run(application(config, keys), name=name, route_prefix="/")
+    serve.run_many([serve.RunTarget(application(config, keys), name=name, route_prefix="/")], wait_for_applications_running=False)
+    _wait_until_running(name, c.ready_seconds)
+
+
+def _wait_until_running(name: str, seconds: float) -> None:
+    """Serve by itself waits for ever, also for cards that the cluster does not have."""
+    deadline = time.monotonic() + seconds
+    while (found := serve.status().applications[name]).status is not ApplicationStatus.RUNNING:
+        if found.status is ApplicationStatus.DEPLOY_FAILED:
+            raise NotReady(f"the service cannot start: {found.message}")
+        if time.monotonic() > deadline:
+            waiting = [
+                f"{part} ({at.message or at.status.value})" for part, at in found.deployments.items() if at.status.value != "HEALTHY"
+            ]
+            raise NotReady(f"the service did not start within serving.ready_seconds={seconds:g}: {'; '.join(waiting) or found.message}")
+        time.sleep(LOOK_SECONDS)
 
 
 def drain(config: Config, *, name: str = NAME) -> None:

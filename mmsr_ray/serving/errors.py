@@ -23,6 +23,10 @@ ERRORS = {
 }
 
 
+class NotReady(RuntimeError):
+    """The service did not start; one sentence says which of its parts are missing, and why."""
+
+
 class Refused(Exception):
     """A request that is not answered. `code` is one of ERRORS; `retry_after` in seconds, 0 where trying again will not help."""
 

@@ -45,7 +45,7 @@ class ServingConfig:
     weights_watch: str = ""  # folder of a model whose new weights are served as they come (a run's best/); "": only /admin/weights
     models_watch: dict[str, str] = field(default_factory=dict)  # the same for serving.models, NAME: folder
     watch_seconds: float = 10.0  # between two looks at it
-    ready_seconds: float = 600.0  # deadline of a start
+    ready_seconds: float = 1800.0  # deadline of a start; the first one may fetch the model
     shutdown_seconds: float = 30.0  # that requests have to end when the service stops
     turn_attempts: int = 4  # of one model turn, where its engine dies meanwhile
 
