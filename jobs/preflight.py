@@ -27,9 +27,10 @@ from mmsr_ray.config import Config
 from mmsr_ray.head import living_nodes
 from mmsr_ray.learner.durable import folder_bytes
 from mmsr_ray.learner.memory import footprint_of
+from mmsr_ray.learner.phases import frozen_copy
 from mmsr_ray.learner.shapes import PUBLISHED
 from mmsr_ray.nodes import resources
-from mmsr_ray.preflight.compare import BYTES_PER_PARAMETER, checkpoint_bytes, no_room_on_disk, wrong_image, wrong_storage
+from mmsr_ray.preflight.compare import checkpoint_bytes, no_room_on_disk, parameters_in, wrong_image, wrong_storage
 from mmsr_ray.preflight.fleet import idle_cards, no_node
 from mmsr_ray.preflight.look import SEEN_SECONDS, NodeReport, report
 
@@ -115,9 +116,18 @@ def _checkpoint(config: Config, folder: Path) -> int:
     """About the bytes of one checkpoint: the last one's, else by the model's weights; 0 where neither is known."""
     if earlier := checkpoints.whole(folder / "checkpoints"):
         return folder_bytes(earlier[-1])
-    share = ADAPTERS if config.learner.lora.rank else 1.0
+    return checkpoint_bytes(
+        _parameters(config),
+        itemsize=2 if config.learner.dtype == "bfloat16" else 4,
+        trained=ADAPTERS if config.learner.lora.rank else 1.0,
+        frozen_model=frozen_copy(config),
+    )
+
+
+def _parameters(config: Config) -> int:
+    """Of the model; 0 where that is not known yet."""
     if config.model.path in PUBLISHED:  # known before anything of it is downloaded
-        return int(footprint_of(config.model.path).parameters * share * BYTES_PER_PARAMETER)
+        return footprint_of(config.model.path).parameters
     model = Path(config.model.path)
     if not model.is_dir():
         try:
@@ -125,4 +135,4 @@ def _checkpoint(config: Config, folder: Path) -> int:
         except (LocalEntryNotFoundError, HFValidationError):
             logger.info("how large a checkpoint is becomes known once %s has been downloaded", config.model.path)
             return 0
-    return checkpoint_bytes(model, share)
+    return parameters_in(model)

@@ -17,13 +17,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the jobs package, when this file is run as a script
 
+from ray.tune import PlacementGroupFactory
+
 from jobs.atlas_stage import world, write_taught
 from jobs.command import run_job
 from jobs.demonstrations import read_demonstrations
+from jobs.room import wait_for_room
 from jobs.run_folder import RunFolder
 from mmsr_ray.agent.prompts import PromptSet
 from mmsr_ray.algorithms.sft import MARK, Demonstrations, fine_tune
 from mmsr_ray.config import Config, ConfigError
+from mmsr_ray.learner.colocation import ranks_alone
+from mmsr_ray.nodes import resources
 from mmsr_ray.observability.progress import Progress
 from mmsr_ray.rollout.engine import load_codec
 
@@ -38,16 +43,25 @@ def sft(
     """Train `model` (folder or hub id) as `config.sft` says; returns `folder`, which holds the trained model.
 
     `demonstrations`: groups in the object store, or a file or folder of trajectories, from which the correct and well-formed ones
-    are taken. Ray must be connected. A folder that holds a whole model is returned as it is. Raises DataError, SFTError, LearnerError.
+    are taken. Ray must be connected. A folder that holds a whole model is returned as it is. Raises NoRoom, DataError, SFTError, LearnerError.
     """
     folder = Path(folder).absolute()
     if not (folder / MARK).is_file():
+        _wait_for_cards(config)
 
         def make() -> Demonstrations:
             return read_demonstrations(config, demonstrations) if isinstance(demonstrations, (str, Path)) else demonstrations
 
         fine_tune(config, model, make, folder, on_step)
     return str(folder)
+
+
+def _wait_for_cards(config: Config) -> None:
+    """Until all ranks have room: they themselves would wait until their start has taken too long. Raises NoRoom."""
+    learner = config.learner
+    asked = {"CPU": learner.cpus_per_rank, "GPU": ranks_alone(learner)} | resources(learner.node)
+    if rank := {name: amount for name, amount in asked.items() if amount}:
+        wait_for_room(PlacementGroupFactory([rank] * learner.world_size), config.grpo.placement_seconds, "the supervised training")
 
 
 def baseline(config: Config) -> Path:

@@ -47,6 +47,14 @@ def complaint(learner: LearnerConfig, rollout: RolloutConfig, staleness: int) ->
     return ""
 
 
+def ranks_alone(learner: LearnerConfig) -> float:
+    """Cards of a rank that has no engine beside it, in supervised training: whole ones where a recipe for reinforcement shares them.
+
+    Two ranks of half a card each would come to one card, where NCCL refuses the second.
+    """
+    return math.ceil(learner.gpus_per_rank) if learner.colocated else learner.gpus_per_rank
+
+
 def cards_alone(learner: LearnerConfig, rollout: RolloutConfig) -> float:
     """Cards of an engine that has no rank beside it, in an evaluation or a service: whole ones where a recipe for training shares them.
 

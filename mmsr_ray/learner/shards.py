@@ -1,7 +1,8 @@
 """How DeepSpeed's checkpoint files reach the disk: with checksums, and without an exception between its barriers.
 
 Promise: `save` never raises for want of space. DeepSpeed saves between collectives, so a rank that raised there would
-leave the others waiting for it; here the error is kept in the report, and all ranks look at all reports afterwards.
+leave the others waiting for it; here the error is kept in the report, and all ranks look at all reports afterwards. Neither way holds the
+weights once for each rank in host memory.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 import torch.distributed as dist
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointCommitInfo, CheckpointEngine
 
-from mmsr_ray.learner.consolidate import TAG
+from mmsr_ray.learner.consolidate import PLAIN, TAG
 from mmsr_ray.learner.durable import PARTIAL, DurableFile, FolderWriter, Report, merged, replace_folder, write_manifest
 from mmsr_ray.learner.reference import FILE as REFERENCE
 
@@ -23,16 +24,21 @@ from mmsr_ray.learner.reference import FILE as REFERENCE
 class ShardWriter(CheckpointEngine):
     """DeepSpeed's plug for writing and reading checkpoint files. `begin` a folder, let DeepSpeed save, then see `report`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, map_weights: bool = False) -> None:
+        """`map_weights`: the file of the whole weights is mapped as it is loaded, so that ranks of one node share it. Only where it holds
+        nothing that outlives `load`: what DeepSpeed does not copy from it would lie in a file that is removed later.
+        """
         super().__init__()
         self.name = "ShardWriter"
+        self._map_weights = map_weights
         self._writer: FolderWriter | None = None
 
     @classmethod
     def plug_into(cls, engine: Any) -> ShardWriter:
         """Make a DeepSpeed engine save through a new writer."""
-        engine.checkpoint_engine = cls()
+        engine.checkpoint_engine = cls(map_weights=engine.zero_optimization())  # without ZeRO the optimiser's states lie there too
         engine._copy_recovery_script = lambda folder: None  # of no use beside `algorithms.export`, and it raises on a full disk
+        engine._get_param_fragment_func = _frozen_part
         return engine.checkpoint_engine
 
     def begin(self, folder: Path) -> FolderWriter:
@@ -59,13 +65,22 @@ class ShardWriter(CheckpointEngine):
         self.writer.make_folder(Path(path))
 
     def load(self, path: str, map_location: Any = None) -> Any:
-        return torch.load(path, map_location=map_location, weights_only=False)
+        mapped = self._map_weights and Path(path).name == PLAIN
+        return torch.load(path, map_location=map_location, weights_only=False, mmap=mapped)
 
     def create(self, info: CheckpointCommitInfo) -> None:
         pass
 
     def commit(self, info: CheckpointCommitInfo) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride] (what DeepSpeed's own return)
         return True
+
+
+def _frozen_part(parameter: Any) -> torch.Tensor:
+    """What a checkpoint holds of a weight that does not learn: the weight, or this rank's part of it under ZeRO-3.
+
+    DeepSpeed's own copies all whole ones from the card to the host, on every rank, though rank 0 alone writes them, and into its file a second time.
+    """
+    return parameter.ds_tensor.detach().cpu() if hasattr(parameter, "ds_id") else parameter.detach()
 
 
 def save_shards(

@@ -12,7 +12,7 @@ from pathlib import Path
 from mmsr_ray.learner.durable import size
 from mmsr_ray.preflight.look import NodeReport
 
-BYTES_PER_PARAMETER = 14  # of a checkpoint: fp32 weights, AdamW's two moments, and what is sent to engines
+STATES = 12  # bytes in a checkpoint of a parameter that learns: master weights and AdamW's two moments
 SPARE = 2  # checkpoints beside grpo.keep_checkpoints: one more is kept, and one is being written
 
 
@@ -59,10 +59,16 @@ def no_room_on_disk(folder: Path, free: int, checkpoint: int, keep: int) -> tupl
     return "", ""
 
 
-def checkpoint_bytes(model: Path, trained: float = 1.0) -> int:
-    """About what a checkpoint of the model in this folder takes; 0 where no weights lie there. `trained`: share of the weights that learn."""
-    parameters = sum(_parameters(file) for file in model.glob("*.safetensors"))
-    return int(parameters * trained * BYTES_PER_PARAMETER)
+def checkpoint_bytes(parameters: int, *, itemsize: int, trained: float = 1.0, frozen_model: bool = False) -> int:
+    """About what a checkpoint takes: all weights in the dtype of compute, `itemsize` bytes each, those of the frozen model of the KL term
+    where there is a second one, and the states of the share that is `trained`.
+    """
+    return int(parameters * (itemsize * (1 + frozen_model) + STATES * trained))
+
+
+def parameters_in(model: Path) -> int:
+    """Of the weights in a model folder; 0 where none lie there."""
+    return sum(_parameters(file) for file in model.glob("*.safetensors"))
 
 
 def _parameters(file: Path) -> int:

@@ -30,6 +30,7 @@ from mmsr_ray.weights.transfer import checkpoint_files
 logger = logging.getLogger(__name__)
 BUCKET_BYTES = 256 << 20
 STORE_SECONDS = 60.0
+RESPELLED = {"model.language_model.": "model.", "model.visual.": "visual."}
 Shapes = dict[str, tuple[tuple[int, ...], str]]
 
 
@@ -71,7 +72,13 @@ class Weights:
         self._canary.forget(engine)
 
     async def bring_in(self, path: str) -> int:
-        """Publish a model folder; the version that will be served. Raises Refused."""
+        """Publish a model folder; the version that will be served. Raises Refused, also where the folder is replaced meanwhile.
+
+        Whoever asked may leave: a large model takes minutes to read, longer than a proxy waits, and what has begun is brought to its end.
+        """
+        return await asyncio.shield(self._bring_in(path))
+
+    async def _bring_in(self, path: str) -> int:
         async with self._one_at_a_time:
             if self._canary.busy:
                 raise Refused("weights_busy", f"weight version {self._canary.target} is still being brought in", retry_after=5)
@@ -83,13 +90,18 @@ class Weights:
         return version
 
     async def _publish(self, version: int, path: str) -> None:
-        refs = await asyncio.to_thread(self._put, path)
-        await asyncio.to_thread(publish, self._store, version, refs, STORE_SECONDS)
+        self._refs = {kept: held for kept, held in self._refs.items() if kept == self._canary.proven}
+        refs: list[ray.ObjectRef] = []
+        await asyncio.to_thread(publish, self._store, version, self._put(path, refs), STORE_SECONDS)
         self._published, self._paths[version] = version, path
-        self._refs = {kept: held for kept, held in self._refs.items() if kept == self._canary.proven} | {version: refs}
+        self._refs[version] = refs
 
-    def _put(self, path: str) -> list[ray.ObjectRef]:
-        return [ray.put(bucket) for bucket in buckets(tensors(path), None, BUCKET_BYTES)]
+    @staticmethod
+    def _put(path: str, kept: list[ray.ObjectRef]) -> Iterator[ray.ObjectRef]:
+        """One bucket after the other: before the first the store lets go of a version, so that no more than two lie in memory."""
+        for bucket in buckets(tensors(path), None, BUCKET_BYTES):
+            kept.append(ray.put(bucket))
+            yield kept[-1]
 
     async def state(self) -> dict[str, Any]:
         """{"proven", "target", "served": {engine: version}}."""
@@ -135,21 +147,30 @@ def shapes(path: str) -> Shapes:
     for name, file in checkpoint_files(path, None).items():
         with safe_open(os.fspath(file), framework="pt") as weights:
             part = weights.get_slice(name)
-            found[name] = (tuple(part.get_shape()), str(part.get_dtype()))
+            found[_as_released(name)] = (tuple(part.get_shape()), str(part.get_dtype()))
     return found
 
 
+def _as_released(name: str) -> str:
+    """A weight's name as Qwen's own files spell it. Models that a run wrote have transformers' newer spelling; vLLM reads both."""
+    return next((old + name.removeprefix(new) for new, old in RESPELLED.items() if name.startswith(new)), name)
+
+
 def tensors(path: str) -> Iterator[tuple[str, torch.Tensor]]:
-    """Of a model folder, one at a time."""
+    """Of a model folder, one at a time. Raises Refused at the end where the folder was replaced meanwhile: they are of two models."""
+    before = _mark(Path(path))
     for name, file in checkpoint_files(path, None).items():
         with safe_open(os.fspath(file), framework="pt") as weights:
             yield name, weights.get_tensor(name)
+    if _mark(Path(path)) != before:  # large ones take minutes to read
+        raise Refused("bad_request", "path was replaced while it was read: bring it in again")
 
 
-def _mark(folder: Path) -> tuple[tuple[str, int, int], ...]:
+def _mark(folder: Path) -> tuple[tuple[str, int, int, int], ...]:
     """Changes with the weights' files; () where there are none."""
     try:
         files = sorted(folder.glob("*.safetensors"))
-        return tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+        looks = [(file.name, file.stat()) for file in files]
+        return tuple((name, look.st_ino, look.st_mtime_ns, look.st_size) for name, look in looks)
     except OSError:  # it is being replaced
         return ()

@@ -10,13 +10,15 @@ import pytest
 import ray
 
 from mmsr_ray.agent.prompts import PromptSet
+from mmsr_ray.algorithms import sft
 from mmsr_ray.algorithms.demonstrations import items_of
-from mmsr_ray.algorithms.sft import SFTError, batches, train_sft
+from mmsr_ray.algorithms.sft import SFTError, batches, fine_tune, train_sft
 from mmsr_ray.atlas.prepare import load_codec
 from mmsr_ray.atlas.teacher import demonstrations
 from mmsr_ray.atlas.world import World
 from mmsr_ray.config import Config, SFTConfig
-from mmsr_ray.learner.group import LearnerGroup
+from mmsr_ray.learner.group import LearnerError, LearnerGroup
+from tests.algorithms.conftest import run_config
 
 
 def test_every_epoch_is_a_permutation_and_the_seed_decides_it() -> None:
@@ -30,6 +32,25 @@ def test_every_epoch_is_a_permutation_and_the_seed_decides_it() -> None:
     assert drawn != list(batches([2, 1, 3], batch_size=4, seed=2, steps=6))
     with pytest.raises(SFTError, match="no demonstrations"):
         next(batches([], batch_size=4, seed=1, steps=1))
+
+
+def test_ranks_that_share_cards_in_reinforcement_have_whole_ones_here(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Two of half a card each would come to one card. There is no card here: who would start the ranks only looks at what they ask for."""
+    asked: list[float] = []
+
+    class Group(LearnerGroup):
+        def start(self) -> None:
+            asked.append(self._config.learner.gpus_per_rank)
+            raise LearnerError("no card")
+
+    monkeypatch.setattr(sft, "LearnerGroup", Group)
+    config = run_config(tiny_model, tmp_path)
+    shared = replace(config, learner=replace(config.learner, colocated=True, gpus_per_rank=0.5))
+    with pytest.raises(LearnerError, match="no card"):
+        fine_tune(shared, config.model.path, list, tmp_path / "model")
+    assert asked == [1]
 
 
 @pytest.mark.heavy

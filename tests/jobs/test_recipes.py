@@ -28,6 +28,18 @@ def test_a_recipe_fits_its_card_and_quotes_the_planner(name: str) -> None:
     assert (config.learner.lora.rank > 0) == name.endswith("_lora")
 
 
+def test_an_evaluation_and_a_supervised_run_on_cards_have_the_time_and_the_limits_that_training_has() -> None:
+    training = load(CONFIGS / "eight_gpu.yaml", DATA)
+    evaluation, supervised = load(CONFIGS / "evaluate_hub.yaml"), load(CONFIGS / "sft_paper.yaml", ["sft.demonstrations=none"])
+    assert evaluation.rollout.start_seconds == training.rollout.start_seconds
+    assert supervised.learner.start_seconds == training.learner.start_seconds
+    for service in ("image_search", "text_search", "reader", "summariser"):
+        there, here = getattr(training.tools, service), getattr(evaluation.tools, service)
+        assert (here.concurrency, here.timeout_seconds) == (there.concurrency, there.timeout_seconds), service
+    assert (evaluation.tools.actors, evaluation.tools.deadline_seconds) == (training.tools.actors, training.tools.deadline_seconds)
+    assert evaluation.agent.deadline_seconds == training.agent.deadline_seconds
+
+
 def test_the_papers_recipe_is_the_papers() -> None:
     config = load(CONFIGS / "paper.yaml", DATA)
     assert (config.learner.world_size, config.machine.cards) == (32, 8)

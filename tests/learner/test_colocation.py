@@ -3,7 +3,7 @@
 import pytest
 
 from mmsr_ray.config import ConfigError, load
-from mmsr_ray.learner.colocation import cards_alone
+from mmsr_ray.learner.colocation import cards_alone, ranks_alone
 
 BASE = ["model.path=m", "data.train=t", "data.test=t", "learner.colocated=true", "learner.world_size=1"]
 
@@ -54,3 +54,12 @@ def test_an_engine_without_a_rank_has_the_card_to_itself() -> None:
         assert cards_alone(alone.learner, alone.rollout) == cards
     none = load(None, BASE)
     assert cards_alone(none.learner, none.rollout) == 0
+
+
+@pytest.mark.parametrize(("settings", "cards"), [([], 0), (["rollout.gpus_per_runner=0.5", "learner.gpus_per_rank=0.5"], 1)])
+def test_a_rank_that_trains_alone_has_a_whole_card(settings: list[str], cards: float) -> None:
+    assert ranks_alone(load(None, BASE + settings).learner) == cards
+
+
+def test_a_rank_of_a_recipe_that_shares_nothing_keeps_what_it_asks_for() -> None:
+    assert ranks_alone(load(None, [*BASE[:3], "learner.gpus_per_rank=0.4"]).learner) == 0.4

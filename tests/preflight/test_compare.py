@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from mmsr_ray.preflight.compare import checkpoint_bytes, no_room_on_disk, wrong_image, wrong_storage
+from mmsr_ray.preflight.compare import checkpoint_bytes, no_room_on_disk, parameters_in, wrong_image, wrong_storage
 from mmsr_ray.preflight.look import NodeReport, report, versions
 
 DRIVER = NodeReport("driver", "3.11", {"ray": "2.60.0", "vllm": "0.32.0"})
@@ -44,9 +44,11 @@ def test_a_volume_that_is_full_and_one_that_soon_will_be() -> None:
 
 def test_a_checkpoint_is_reckoned_from_the_weights(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(100, 10, dtype=torch.bfloat16), "b": torch.zeros(500)}, tmp_path / "model.safetensors")
-    assert checkpoint_bytes(tmp_path) == 1500 * 14
-    assert checkpoint_bytes(tmp_path, trained=0.1) == 150 * 14
-    assert checkpoint_bytes(tmp_path / "nowhere") == 0
+    assert (parameters_in(tmp_path), parameters_in(tmp_path / "nowhere")) == (1500, 0)
+    assert checkpoint_bytes(1500, itemsize=2) == 1500 * (2 + 12)
+    assert checkpoint_bytes(1500, itemsize=2, frozen_model=True) == 1500 * (2 + 2 + 12)
+    assert checkpoint_bytes(1500, itemsize=2, trained=0.1) == 1500 * 2 + 150 * 12, "weights that do not learn lie there too"
+    assert checkpoint_bytes(1500, itemsize=4, frozen_model=True) == 1500 * (4 + 4 + 12)
 
 
 def test_a_node_says_what_it_has_and_sees(tmp_path: Path) -> None:
