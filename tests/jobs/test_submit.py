@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 from typing import IO
 
 import pytest
@@ -46,6 +47,13 @@ def test_the_object_store_holds_two_versions_where_the_machine_can() -> None:
     assert store_bytes(192 * gib, 20 * gib) == 18 * gib, "Ray refuses more than 10 GB beyond /dev/shm"
     assert store_bytes(192 * gib, 64 << 20) == STORE_ON_DISK < 10**10, "a container's default: Ray takes a folder instead"
     assert store_bytes(6 * gib, 3 * gib) == gib
+
+
+def test_the_memory_that_counts_is_that_of_the_container(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container of 6 GiB may see the /dev/shm of a machine of 500."""
+    monkeypatch.setattr("ray._private.utils.get_system_memory", lambda: 6 << 30)
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_bavail=250 << 30, f_frsize=1))
+    assert f"--object-store-memory={1 << 30}" in LocalRay(20_004).command(8)
 
 
 def test_a_job_links_to_its_numbers_where_a_grafana_is_named() -> None:

@@ -329,8 +329,8 @@ def test_every_stage_takes_the_step_of_plain_adamw_and_a_rehearsal_changes_nothi
         assert_same(found[1], start)
         assert_same(found[2], expected, STEP_TOLERANCE)
         assert max(float((found[2][name] - tensor).abs().mean()) for name, tensor in expected.items()) < MEAN_TOLERANCE
-    for stage, offload in ((2, "none"), (2, "optimizer"), (3, "none")):  # gradients are summed in another dtype than they come in
-        config = settings(base, stage)
+    for stage, offload in ((1, "none"), (2, "none"), (2, "optimizer"), (3, "none"), (3, "all")):
+        config = settings(base, stage)  # but for ZeRO-1 gradients are summed in another dtype than they come in
         config.learner.offload, config.learner.dtype = offload, "bfloat16"
         config.agent.max_total_tokens, config.model.max_pixels, config.model.thumbnail_max_pixels = 300, 784 * 16, 784
         found, _ = ray.get([rank.step.remote(config, str(base), address, plan, refs) for rank in ranks], timeout=120)

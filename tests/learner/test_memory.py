@@ -54,6 +54,14 @@ def test_more_of_anything_needs_more_memory() -> None:
     assert planned("learner.micro_batch_tokens=12288", "grpo.loss.kl_coef=0").card_gib < least
 
 
+def test_what_is_advised_can_be_set() -> None:
+    """On a shared card ZeRO-3 cannot move adapters' frozen weights unless all is in host memory (`colocation.py`)."""
+    shared = ["learner.colocated=true", "learner.gpus_per_rank=0.5", "rollout.gpus_per_runner=0.5", "rollout.num_runners=8"]
+    adapters = ["model.path=Qwen/Qwen2.5-VL-32B-Instruct", "learner.world_size=8", "learner.lora.rank=16"]
+    said = complaints(planned(*shared, *adapters, card=75))[0]
+    assert said.endswith("learner.zero_stage=3 with learner.offload=all would fit")
+
+
 @pytest.mark.parametrize(
     "settings", [[], ["learner.zero_stage=1"], ["learner.plain_layers=20", "learner.world_size=8"], ["learner.world_size=4"]]
 )

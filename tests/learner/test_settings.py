@@ -13,6 +13,8 @@ BASE = ["model.path=x", "data.train=none", "data.test=none"]
     ("setting", "said"),
     [
         ("learner.zero_stage=4", "choose 0, 1, 2 or 3"),
+        ("learner.dtype=bf16", "choose float32 or bfloat16"),
+        ("learner.device=gpu", "choose auto, cpu or cuda"),
         ("learner.micro_batch_tokens=-1", "0 .as many as memory allows. or more"),
         ("learner.memory_share=0", "above 0 and at most 1"),
         ("learner.probe=sometimes", "auto, always or never"),
