@@ -18,7 +18,7 @@ from typing import Any
 from mmsr_ray.config import Config, ConfigError, load
 from mmsr_ray.learner import colocation
 from mmsr_ray.learner.footprint import Footprint
-from mmsr_ray.learner.phases import FULL, GIB, Machine, Plan, count, frozen_copy, frozen_visits, learner_phases, plan
+from mmsr_ray.learner.phases import FULL, GIB, START, Machine, Plan, count, frozen_copy, frozen_visits, learner_phases, plan
 
 # ---------------------------------------------------------------------------------------------------- refusals
 
@@ -45,6 +45,8 @@ def _learner_complaints(p: Plan) -> list[str]:
     if not p.machine.card_gib or worst.gib <= room:
         return []
     said = f"a learner rank needs {worst.gib:.1f} GiB of its card in its phase `{worst.name}`, and {room:.1f} can be had"
+    if worst.name == START:
+        return [f"{said}: DeepSpeed moves the whole model to each card before it cuts it up, so no setting helps; take a larger card"]
     return [f"{said}: {_remedy(p)}"]
 
 

@@ -25,6 +25,7 @@ RUNTIME = int(1.5 * GIB)  # CUDA context, NCCL and fragmentation of a rank: a gu
 ENGINE_RUNTIME = int(3.0 * GIB)  # of an engine: its context, CUDA graphs and the activations of its largest step: a guess
 ASLEEP = int(2.5 * GIB)  # what vLLM keeps on the card while it sleeps: a guess
 LOCKED_AT_MOST = 2  # times the bytes of many page-locked pieces, whose sizes nobody here knows (`locked`): of a 7B's tensors nearly so
+START = "start"  # the phase of a rank before its model is cut up
 PROCESS = int(2.0 * GIB)  # of host memory, for each actor's Python with torch
 FULL = 0.97  # of a card's memory that can be had at all
 
@@ -138,7 +139,7 @@ def learner_phases(config: Config, model: Footprint) -> list[Phase]:
     if frozen.bytes and frozen_visits(config):
         phases.append(Phase("learner", "scores of the frozen model", (*on_card, frozen, Item("activations and logits", scoring), *shared)))
     if c.zero_stage == 3:  # DeepSpeed moves a model to the card before it cuts it up
-        phases.append(Phase("learner", "start", (Item("weights, still whole", s["whole"]), Item("runtime", RUNTIME))))
+        phases.append(Phase("learner", START, (Item("weights, still whole", s["whole"]), Item("runtime", RUNTIME))))
     return phases
 
 

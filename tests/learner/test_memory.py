@@ -78,6 +78,12 @@ def test_what_nothing_helps_is_said() -> None:
     assert "no single setting helps" in said and "larger card" in said
 
 
+def test_a_model_that_zero_3_cannot_start_with_needs_another_card() -> None:
+    large = ["model.path=Qwen/Qwen2.5-VL-72B-Instruct", "learner.world_size=64", "learner.zero_stage=3", "learner.offload=all"]
+    said = complaints(planned(*large, "grpo.loss.kl_coef=0", card=80))[0]
+    assert "in its phase `start`" in said and said.endswith("take a larger card")
+
+
 def test_an_engine_without_room_for_one_trajectory_is_refused() -> None:
     said = complaints(planned("learner.offload=optimizer", "learner.reference=host", "learner.lora.rank=8", card=47, host=900))
     assert not said
