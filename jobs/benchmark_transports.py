@@ -52,9 +52,6 @@ class Sender:
         self._weights = load_file(Path(model, "model.safetensors"), device=str(self._device))
         self._group: Group | None = None
 
-    def ready(self) -> None:
-        """Its weights lie on the device: vLLM measures what is free there while it starts."""
-
     def meet(self) -> Meeting:
         host = ray.util.get_node_ip_address()
         self._store = open_store(host, SECONDS)
@@ -104,7 +101,7 @@ def measured(config: Config, transport: str) -> list[Seconds]:
     sender: Any = ray.remote(num_cpus=0, num_gpus=gpus)(cast(Any, Sender)).remote(config.model.path, cuda=cuda)
     store: Any = start_store(name, config.run.namespace)
     try:
-        ray.get(sender.ready.remote(), timeout=SECONDS)
+        ray.get(sender.__ray_ready__.remote(), timeout=SECONDS)  # vLLM measures what is free on the device while it starts
         with one_runner(here, name) as actor:
             update: Callable[[int], Seconds] = {"object_store": _by_store, "collective": _by_collective, "ipc": _by_ipc}[transport](
                 actor, sender, store, config.learner.bucket_bytes

@@ -23,7 +23,7 @@ from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscali
 
 from mmsr_ray.algorithms.parts import bundles
 from mmsr_ray.config import Config, ConfigError, load
-from mmsr_ray.nodes import resources
+from mmsr_ray.nodes import bundle_of, resources
 from mmsr_ray.preflight.fleet import WorkerGroup, never
 
 Document = dict[str, Any]
@@ -63,7 +63,7 @@ def settings(text: str) -> Config:
 def asked(document: Document, config: Config) -> list[dict[str, float]]:
     """All that a run reserves at the same time, elastic runners included; for a service, its engines at the least."""
     tools = [resources(config.tools.node)] * (config.tools.actors + 1) if config.tools.node else []
-    runner = {"CPU": config.rollout.cpus_per_runner, "GPU": config.rollout.gpus_per_runner} | resources(config.rollout.node)
+    runner = bundle_of(config.rollout.cpus_per_runner, config.rollout.gpus_per_runner, config.rollout.node)
     if document["kind"] == "RayService":
         return [*tools, *[runner] * (config.serving.engine.min_replicas * (1 + len(config.serving.models)))]
     elastic = [runner] * max(config.rollout.max_runners - config.rollout.num_runners, 0)

@@ -20,7 +20,7 @@ from jobs.room import free_room, wait_for_room
 from mmsr_ray.config import Config, to_dict
 from mmsr_ray.evaluation.endpoint import EndpointRunner
 from mmsr_ray.learner.colocation import cards_alone
-from mmsr_ray.nodes import resources
+from mmsr_ray.nodes import bundle_of, resources
 from mmsr_ray.rollout.env_runner import SearchEnvRunner
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ def _engines(config: Config) -> list[ActorHandle]:
     made.settings, made.runtime = to_dict(config), {"store": None}  # type: ignore[attr-defined]
     kind: Any = ray.remote(SearchEnvRunner).options(
         num_cpus=config.rollout.cpus_per_runner,
-        num_gpus=cards_alone(config.learner, config.rollout),
+        num_gpus=cards_alone(config.learner, config.rollout.gpus_per_runner),
         resources=resources(config.rollout.node),
         max_restarts=-1,
         max_concurrency=queue_length(config) + EXTRA_CALLS,
@@ -95,12 +95,11 @@ def _engines(config: Config) -> list[ActorHandle]:
 
 def _count(config: Config) -> int:
     rollout = config.rollout
-    asked = {"CPU": rollout.cpus_per_runner, "GPU": cards_alone(config.learner, rollout)} | resources(rollout.node)
-    bundle = {name: amount for name, amount in asked.items() if amount}
-    if not bundle:
+    engine = bundle_of(rollout.cpus_per_runner, cards_alone(config.learner, rollout.gpus_per_runner), rollout.node)
+    if not engine:
         return rollout.num_runners or 1
-    wait_for_room(PlacementGroupFactory([bundle] * (rollout.num_runners or 1)), config.grpo.placement_seconds, "the evaluation")
-    return rollout.num_runners or max(free_room(bundle), 1)
+    wait_for_room(PlacementGroupFactory([engine] * (rollout.num_runners or 1)), config.grpo.placement_seconds, "the evaluation")
+    return rollout.num_runners or max(free_room(engine), 1)
 
 
 def _those_up(runners: Sequence[ActorHandle], seconds: float) -> list[ActorHandle]:

@@ -27,7 +27,7 @@ from mmsr_ray.config import Config
 from mmsr_ray.head import living_nodes
 from mmsr_ray.learner.durable import folder_bytes
 from mmsr_ray.learner.memory import footprint_of
-from mmsr_ray.learner.phases import frozen_copy
+from mmsr_ray.learner.phases import frozen_copy, itemsize_of
 from mmsr_ray.learner.shapes import PUBLISHED
 from mmsr_ray.nodes import resources
 from mmsr_ray.preflight.compare import checkpoint_bytes, no_room_on_disk, parameters_in, wrong_image, wrong_storage
@@ -118,7 +118,7 @@ def _checkpoint(config: Config, folder: Path) -> int:
         return folder_bytes(earlier[-1])
     return checkpoint_bytes(
         _parameters(config),
-        itemsize=2 if config.learner.dtype == "bfloat16" else 4,
+        itemsize=itemsize_of(config),
         trained=ADAPTERS if config.learner.lora.rank else 1.0,
         frozen_model=frozen_copy(config),
     )

@@ -27,8 +27,8 @@ from jobs.run_folder import RunFolder
 from mmsr_ray.agent.prompts import PromptSet
 from mmsr_ray.algorithms.sft import MARK, Demonstrations, fine_tune
 from mmsr_ray.config import Config, ConfigError
-from mmsr_ray.learner.colocation import ranks_alone
-from mmsr_ray.nodes import resources
+from mmsr_ray.learner.colocation import cards_alone
+from mmsr_ray.nodes import bundle_of
 from mmsr_ray.observability.progress import Progress
 from mmsr_ray.rollout.engine import load_codec
 
@@ -59,8 +59,7 @@ def sft(
 def _wait_for_cards(config: Config) -> None:
     """Until all ranks have room: they themselves would wait until their start has taken too long. Raises NoRoom."""
     learner = config.learner
-    asked = {"CPU": learner.cpus_per_rank, "GPU": ranks_alone(learner)} | resources(learner.node)
-    if rank := {name: amount for name, amount in asked.items() if amount}:
+    if rank := bundle_of(learner.cpus_per_rank, cards_alone(learner, learner.gpus_per_rank), learner.node):
         wait_for_room(PlacementGroupFactory([rank] * learner.world_size), config.grpo.placement_seconds, "the supervised training")
 
 

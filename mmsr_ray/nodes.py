@@ -18,6 +18,11 @@ def resources(node: str) -> dict[str, float]:
     return {node: SHARE} if node else {}
 
 
+def bundle_of(cpus: float, gpus: float, node: str) -> dict[str, float]:
+    """What a role reserves on one node; without what it asks nothing of."""
+    return {name: amount for name, amount in ({"CPU": cpus, "GPU": gpus} | resources(node)).items() if amount}
+
+
 def complaint(key: str, node: str) -> str:
     """Why `key` cannot have this value, in one sentence; "" when it can."""
     if not node or (re.fullmatch(r"[A-Za-z][A-Za-z0-9_.-]*", node) and node not in RAYS_OWN and not node.startswith("node:")):

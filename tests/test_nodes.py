@@ -6,12 +6,18 @@ import pytest
 
 from mmsr_ray.config import Config, ConfigError, load
 from mmsr_ray.evaluation.summary import config_hash
-from mmsr_ray.nodes import complaint, resources
+from mmsr_ray.nodes import bundle_of, complaint, resources
 
 
 def test_a_role_asks_for_a_share_that_never_runs_out() -> None:
     assert resources("") == {}
     assert resources("runner")["runner"] * 500 < 1
+
+
+def test_a_bundle_names_only_what_is_asked_for() -> None:
+    assert bundle_of(2, 0, "") == {"CPU": 2}
+    assert bundle_of(0, 0, "") == {}
+    assert bundle_of(0, 0.5, "runner") == {"GPU": 0.5} | resources("runner")
 
 
 @pytest.mark.parametrize("key", ["tools.node", "rollout.node", "learner.node", "grpo.node"])

@@ -13,7 +13,7 @@ import logging
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -33,7 +33,7 @@ from mmsr_ray.config import Config
 from mmsr_ray.data.feeder import start_feeder
 from mmsr_ray.learner.group import LearnerError, LearnerGroup
 from mmsr_ray.learner.objective import longest_answer, resolve
-from mmsr_ray.nodes import resources
+from mmsr_ray.nodes import bundle_of
 from mmsr_ray.weights.store import NO_VERSION, publish, start_store, store_name
 
 logger = logging.getLogger(__name__)
@@ -115,17 +115,15 @@ def bundles(config: Config) -> PlacementGroupFactory:
 
     In colocated mode a runner and a rank have one bundle together, and so one card.
     """
-    runner = {"CPU": config.rollout.cpus_per_runner, "GPU": config.rollout.gpus_per_runner} | resources(config.rollout.node)
-    rank = {"CPU": config.learner.cpus_per_rank, "GPU": config.learner.gpus_per_rank} | resources(config.learner.node)
-    algorithm = {"CPU": config.grpo.driver_cpus} | resources(config.grpo.node)
-    if config.learner.colocated:
-        shared = dict(Counter(runner) + Counter(rank))
-        return _bundles([algorithm, *[shared] * config.learner.world_size])
-    return _bundles([algorithm, *[runner] * config.rollout.num_runners, *[rank] * config.learner.world_size])
-
-
-def _bundles(wanted: Sequence[Mapping[str, float]]) -> PlacementGroupFactory:
-    return PlacementGroupFactory([{name: amount for name, amount in bundle.items() if amount} for bundle in wanted], strategy="PACK")
+    rollout, learner = config.rollout, config.learner
+    runner = bundle_of(rollout.cpus_per_runner, rollout.gpus_per_runner, rollout.node)
+    rank = bundle_of(learner.cpus_per_rank, learner.gpus_per_rank, learner.node)
+    if learner.colocated:
+        shared: dict[str, float] = dict(Counter(runner) + Counter(rank))
+        others = [shared] * learner.world_size
+    else:
+        others = [*[runner] * rollout.num_runners, *[rank] * learner.world_size]
+    return PlacementGroupFactory([bundle_of(config.grpo.driver_cpus, 0, config.grpo.node), *others], strategy="PACK")
 
 
 def start(config: Config, rllib: GRPOConfig, *, logdir: str | None, trial: str | None) -> Parts:

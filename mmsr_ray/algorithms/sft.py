@@ -19,7 +19,7 @@ from ray import ObjectRef
 
 from mmsr_ray.config import Config, SFTConfig
 from mmsr_ray.evaluation.summary import write_json
-from mmsr_ray.learner.colocation import ranks_alone
+from mmsr_ray.learner.colocation import cards_alone
 from mmsr_ray.learner.group import LearnerGroup
 from mmsr_ray.learner.plan import Item
 from mmsr_ray.learner.schedule import learning_rate
@@ -67,7 +67,8 @@ def fine_tune(
     `make()` gives the demonstrations while the learner starts; `on_step(step, steps, loss)` counts from 1. `target` holds `MARK`
     once it is complete. Raises SFTError without demonstrations, LearnerError, and NotWritten.
     """
-    learners = LearnerGroup(replace(config, learner=replace(config.learner, gpus_per_rank=ranks_alone(config.learner))), model)
+    alone = replace(config.learner, gpus_per_rank=cards_alone(config.learner, config.learner.gpus_per_rank))
+    learners = LearnerGroup(replace(config, learner=alone), model)
     try:
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="learner-start") as pool:  # both take a minute of mostly waiting
             starting = pool.submit(learners.start)

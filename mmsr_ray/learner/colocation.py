@@ -47,17 +47,10 @@ def complaint(learner: LearnerConfig, rollout: RolloutConfig, staleness: int) ->
     return ""
 
 
-def ranks_alone(learner: LearnerConfig) -> float:
-    """Cards of a rank that has no engine beside it, in supervised training: whole ones where a recipe for reinforcement shares them.
+def cards_alone(learner: LearnerConfig, share: float) -> float:
+    """Cards of an engine without a rank beside it (an evaluation, a service), or of a rank without an engine (supervised training).
 
-    Two ranks of half a card each would come to one card, where NCCL refuses the second.
+    `share` is what the settings give it: whole cards where a recipe for reinforcement shares them. Two halves would come to one card, where
+    both engines ask for rollout.gpu_memory_utilization of it, and NCCL refuses the second rank.
     """
-    return math.ceil(learner.gpus_per_rank) if learner.colocated else learner.gpus_per_rank
-
-
-def cards_alone(learner: LearnerConfig, rollout: RolloutConfig) -> float:
-    """Cards of an engine that has no rank beside it, in an evaluation or a service: whole ones where a recipe for training shares them.
-
-    Two engines of half a card each would both ask for rollout.gpu_memory_utilization of one.
-    """
-    return math.ceil(rollout.gpus_per_runner) if learner.colocated else rollout.gpus_per_runner
+    return math.ceil(share) if learner.colocated else share

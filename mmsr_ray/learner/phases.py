@@ -17,9 +17,9 @@ from mmsr_ray.learner.model import LOGIT_CHUNK_BYTES
 from mmsr_ray.learner.objective import longest_answer, resolve
 from mmsr_ray.learner.pictures import VisionGeometry
 from mmsr_ray.learner.settings import on_cuda
+from mmsr_ray.learner.zero import BUCKET_PARAMETERS
 
 GIB = 2.0**30
-BUCKET_PARAMETERS = 200_000_000  # of DeepSpeed's two gradient buckets, `zero.deepspeed_config`
 LIVE_PARAMETERS = 1_000_000_000  # ZeRO-3 gathers at most so many at a time, and steps through as many at a time
 RUNTIME = int(1.5 * GIB)  # CUDA context, NCCL and fragmentation of a rank: a guess, to be measured by suite=gpu
 ENGINE_RUNTIME = int(3.0 * GIB)  # of an engine: its context, CUDA graphs and the activations of its largest step: a guess
@@ -100,7 +100,7 @@ def plan(config: Config, model: Footprint, machine: Machine) -> Plan:
 
 def _states(config: Config, model: Footprint) -> dict[str, int]:
     """Bytes of one rank by kind, wherever they lie."""
-    c, n, itemsize = config.learner, config.learner.world_size, _itemsize(config)
+    c, n, itemsize = config.learner, config.learner.world_size, itemsize_of(config)
     adapters = model.adapters(c.lora.rank, c.lora.targets) if c.lora.rank else 0
     total = model.parameters + adapters
     learning = adapters or model.parameters - (model.vision if c.freeze_vision else 0)
@@ -156,7 +156,7 @@ def _activations(config: Config, model: Footprint) -> tuple[int, int]:
     sampled = min(longest_answer(config.agent), limits.length - pictures)
     kinds = [(long_rows * limits.length, long_rows * pictures * area, long_rows * sampled)]
     kinds.append((short_rows * short, short_rows * pictures * area, short_rows * worst_case.ANSWER))
-    itemsize = _itemsize(config)
+    itemsize = itemsize_of(config)
     peaks = [
         model.activations(
             *kind,
@@ -181,7 +181,8 @@ def frozen_visits(config: Config) -> bool:
     return config.learner.reference == "host" or config.learner.colocated
 
 
-def _itemsize(config: Config) -> int:
+def itemsize_of(config: Config) -> int:
+    """Bytes of a weight in the dtype that the learner computes in."""
     return 2 if config.learner.dtype == "bfloat16" else 4
 
 
@@ -206,7 +207,7 @@ def _node(config: Config, model: Footprint, machine: Machine) -> Phase:
     cards = machine.cards or (c.world_size if c.colocated else c.world_size + config.rollout.num_runners * config.rollout.tensor_parallel)
     ranks = min(c.world_size, cards)
     runners = min(config.rollout.num_runners, ranks if c.colocated else max(0, cards - ranks))
-    whole = _itemsize(config) * model.parameters
+    whole = itemsize_of(config) * model.parameters
     version = version_bytes(config, model)
     weights, master = locked(s["weights"]), locked(s["master weights"])
     states = weights + master + 2 * locked(s["moments"] // 2)

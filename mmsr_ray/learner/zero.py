@@ -10,6 +10,8 @@ from typing import Any
 
 from mmsr_ray.config import Config
 
+BUCKET_PARAMETERS = 200_000_000  # of a bucket of gradients, of which there are two
+
 
 def deepspeed_config(config: Config) -> dict[str, Any]:
     """DeepSpeed's settings. Buckets are large enough that a small model travels in one message."""
@@ -19,7 +21,7 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
     # a bucket (a head, an embedding) after a rank that does not own it has given its memory back to the first.
     zero |= {"overlap_comm": learner.zero_stage == 3 and learner.gpus_per_rank > 0}
     if learner.zero_stage in (1, 2):
-        zero |= {"reduce_bucket_size": 200_000_000, "allgather_bucket_size": 200_000_000}
+        zero |= {"reduce_bucket_size": BUCKET_PARAMETERS, "allgather_bucket_size": BUCKET_PARAMETERS}
         # gloo has no reduce-scatter of its own: DeepSpeed would emulate it by one reduce per rank
         zero |= {"reduce_scatter": learner.gpus_per_rank > 0}
     if learner.zero_stage == 3:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from mmsr_ray.algorithms.placement import Resources, amounts, fit
 from mmsr_ray.config import Config
-from mmsr_ray.nodes import resources
+from mmsr_ray.nodes import bundle_of, resources
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,18 +73,18 @@ def no_node(bundle: Resources, config: Config) -> str:
 def _origins(config: Config) -> dict[str, dict[str, float]]:
     """The settings behind each kind of bundle. In colocated mode a runner and a rank are one."""
     rollout, learner, grpo = config.rollout, config.learner, config.grpo
-    runner = {"CPU": rollout.cpus_per_runner, "GPU": rollout.gpus_per_runner} | resources(rollout.node)
-    rank = {"CPU": learner.cpus_per_rank, "GPU": learner.gpus_per_rank} | resources(learner.node)
+    runner = bundle_of(rollout.cpus_per_runner, rollout.gpus_per_runner, rollout.node)
+    rank = bundle_of(learner.cpus_per_rank, learner.gpus_per_rank, learner.node)
     named = {
         "rollout.cpus_per_runner, rollout.gpus_per_runner and rollout.node": runner,
         "learner.cpus_per_rank, learner.gpus_per_rank and learner.node": rank,
-        "grpo.driver_cpus and grpo.node": {"CPU": grpo.driver_cpus} | resources(grpo.node),
+        "grpo.driver_cpus and grpo.node": bundle_of(grpo.driver_cpus, 0, grpo.node),
         "tools.node": resources(config.tools.node),
     }
     if learner.colocated:
         both = {name: runner.get(name, 0) + rank.get(name, 0) for name in runner | rank}
         named["rollout.*_per_runner and learner.*_per_rank (learner.colocated)"] = both
-    return {name: {key: amount for key, amount in made.items() if amount} for name, made in named.items()}
+    return named
 
 
 def _kinds(asked: Sequence[Resources]) -> list[Resources]:

@@ -76,7 +76,7 @@ def application(config: Config, keys: Keys) -> serve.Application:
             ray_actor_options={
                 "runtime_env": {"env_vars": ENGINE_ENVIRONMENT},
                 "num_cpus": rollout.cpus_per_runner,
-                "num_gpus": cards_alone(config.learner, rollout),
+                "num_gpus": cards_alone(config.learner, rollout.gpus_per_runner),
             },
             health_check_period_s=2.0,
             **_scaled(c.engine),

@@ -3,7 +3,7 @@
 import pytest
 
 from mmsr_ray.config import ConfigError, load
-from mmsr_ray.learner.colocation import cards_alone, ranks_alone
+from mmsr_ray.learner.colocation import cards_alone
 
 BASE = ["model.path=m", "data.train=t", "data.test=t", "learner.colocated=true", "learner.world_size=1"]
 
@@ -48,18 +48,20 @@ def test_refused_with_a_sentence(settings: list[str], said: str) -> None:
 
 def test_an_engine_without_a_rank_has_the_card_to_itself() -> None:
     shared = load(None, [*BASE, "rollout.gpus_per_runner=0.5", "learner.gpus_per_rank=0.5"])
-    assert cards_alone(shared.learner, shared.rollout) == 1
+    assert cards_alone(shared.learner, shared.rollout.gpus_per_runner) == 1
     for cards in (0.5, 2):  # where nobody trains, a share of a card is what was asked for
         alone = load(None, [*BASE, "learner.colocated=false", f"rollout.gpus_per_runner={cards}"])
-        assert cards_alone(alone.learner, alone.rollout) == cards
+        assert cards_alone(alone.learner, alone.rollout.gpus_per_runner) == cards
     none = load(None, BASE)
-    assert cards_alone(none.learner, none.rollout) == 0
+    assert cards_alone(none.learner, none.rollout.gpus_per_runner) == 0
 
 
 @pytest.mark.parametrize(("settings", "cards"), [([], 0), (["rollout.gpus_per_runner=0.5", "learner.gpus_per_rank=0.5"], 1)])
 def test_a_rank_that_trains_alone_has_a_whole_card(settings: list[str], cards: float) -> None:
-    assert ranks_alone(load(None, BASE + settings).learner) == cards
+    learner = load(None, BASE + settings).learner
+    assert cards_alone(learner, learner.gpus_per_rank) == cards
 
 
 def test_a_rank_of_a_recipe_that_shares_nothing_keeps_what_it_asks_for() -> None:
-    assert ranks_alone(load(None, [*BASE[:3], "learner.gpus_per_rank=0.4"]).learner) == 0.4
+    learner = load(None, [*BASE[:3], "learner.gpus_per_rank=0.4"]).learner
+    assert cards_alone(learner, learner.gpus_per_rank) == 0.4
